@@ -1,0 +1,122 @@
+"""Every op in plain PyTorch: what the other backends are judged by, on any device and in any floating-point dtype.
+
+Computed as torchvision's modules compute it, one step after the other, so that in a given dtype it is also the baseline
+whose error the faster backends are held to.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unavailable_reason() -> str | None:
+    return None
+
+
+def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **arguments) -> str | None:
+    return None
+
+
+def scale_and_shift(
+    channels: int,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """`scale = bn_weight / sqrt(running_var + eps)`, `shift = bn_bias - running_mean * scale`, (channels,) in `dtype`.
+
+    A missing `bn_weight` is one, a missing `bn_bias` zero; without statistics the two are scale and shift themselves.
+    """
+    scale = torch.ones(channels, dtype=dtype, device=device) if bn_weight is None else bn_weight.to(dtype)
+    shift = torch.zeros(channels, dtype=dtype, device=device) if bn_bias is None else bn_bias.to(dtype)
+    if running_var is not None:
+        scale = scale * torch.rsqrt(running_var.to(dtype) + eps)
+        shift = shift - running_mean.to(dtype) * scale
+    return scale, shift
+
+
+def normalize(z: Tensor, bn_weight, bn_bias, running_mean, running_var, eps: float) -> Tensor:
+    """Batch norm in inference, `z * scale + shift`; a fresh tensor, unless there is nothing to do."""
+    if running_var is not None:
+        vectors = (running_mean, running_var, bn_weight, bn_bias)
+        # batch_norm takes vectors of the map's own dtype, or float32 ones beside a half-precision map, and no others
+        if any(v is not None and v.dtype != z.dtype for v in vectors):
+            wide = torch.promote_types(z.dtype, torch.float32)
+            vectors = tuple(None if v is None else v.to(wide) for v in vectors)
+        mean, var, weight, bias = vectors
+        return F.batch_norm(z, mean, var, weight, bias, False, 0.0, eps)
+    if bn_weight is None and bn_bias is None:
+        return z
+    wide = torch.promote_types(z.dtype, torch.float32)
+    scale, shift = scale_and_shift(z.shape[1], bn_weight, bn_bias, None, None, eps, wide, z.device)
+    return torch.addcmul(shift.view(1, -1, 1, 1), z, scale.view(1, -1, 1, 1)).to(z.dtype)
+
+
+def conv_scale_shift_act(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    residual_stride: int = 1,
+    act: str = "relu",
+) -> Tensor:
+    """`act(conv(x, weight) * scale + shift + shortcut(residual))`; see `fused_resnet.ops.conv_scale_shift_act`."""
+    z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    y = normalize(z, bn_weight, bn_bias, running_mean, running_var, eps)
+    if residual is not None:
+        y = y + shortcut(residual, weight.shape[0], residual_stride)
+    return torch.relu(y) if act == "relu" else y
+
+
+def shortcut(residual: Tensor, out_channels: int, stride: int) -> Tensor:
+    """The residual as it is added: itself, or option A of it where channels or stride differ."""
+    if stride == 1 and residual.shape[1] == out_channels:
+        return residual
+    return option_a_shortcut(residual, out_channels, stride)
+
+
+def option_a_shortcut(x: Tensor, out_channels: int, stride: int) -> Tensor:
+    """Subsampled in space and zero-padded in channels; see `fused_resnet.ops.option_a_shortcut`."""
+    missing = out_channels - x.shape[1]
+    below = missing // 2
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, below, missing - below))
+
+
+def conv_bn_relu_maxpool(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    eps: float = 0.0,
+    stride: tuple[int, int] = (2, 2),
+    padding: tuple[int, int] = (3, 3),
+    pool_kernel: int = 3,
+    pool_stride: int = 2,
+    pool_padding: int = 1,
+) -> Tensor:
+    """A ResNet's stem; see `fused_resnet.ops.conv_bn_relu_maxpool`."""
+    y = conv_scale_shift_act(
+        x, weight, bn_weight, bn_bias, running_mean, running_var, eps, stride=stride, padding=padding
+    )
+    return F.max_pool2d(y, pool_kernel, pool_stride, pool_padding)
+
+
+def global_avg_pool(x: Tensor) -> Tensor:
+    """The mean over H and W, (N, C, 1, 1)."""
+    return F.adaptive_avg_pool2d(x, 1)
