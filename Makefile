@@ -1,0 +1,42 @@
+# make bench    ResNet-50 against torchvision: speed and parity, on the GPU if torch sees one, else on the CPU
+# make test     the tests; ARGS= goes to pytest
+# make lint     ruff and clang-format, nothing changed;  make format  the same, changed in place
+# make info     versions, devices, backends
+#
+# Each sets up what it needs first: see .ci/environment.  PYTHON= names the Python to start from.
+
+.PHONY: help bench test lint format info clean
+.DEFAULT_GOAL := help
+
+export PYTHON
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+CXX_SOURCES = $(shell git ls-files --cached --others --exclude-standard -- '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
+# One worker a core, at most four: the tests are single-threaded on a CPU, and share the one device on a GPU.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+bench:
+	@python=$$(.ci/environment bench) && $$python -m benchmarks.inference $(ARGS)
+
+test:
+	@python=$$(.ci/environment test) && \
+	if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then workers=0; else workers=$(WORKERS); fi && \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m pytest -n $$workers --dist worksteal $(ARGS)
+
+lint:
+	@python=$$(.ci/environment lint) && $$python -m ruff check . && $$python -m ruff format --check . \
+	$(if $(CXX_SOURCES),&& $$(dirname $$python)/clang-format --dry-run -Werror $(CXX_SOURCES))
+
+format:
+	@python=$$(.ci/environment lint) && $$python -m ruff check --fix . && $$python -m ruff format . \
+	$(if $(CXX_SOURCES),&& $$(dirname $$python)/clang-format -i $(CXX_SOURCES))
+
+info:
+	@python=$$(.ci/environment bench) && $$python -m fused_resnet.info $(ARGS)
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""What every test runs under: settings that must stand before torch or triton is imported come first."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Asks NVML instead of the driver, so that a test may still fork.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# The choice of the person at the keyboard is not what the tests are about.
+os.environ.pop("FUSED_RESNET_BACKEND", None)
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import hypothesis
+import pytest
+
+from fused_resnet.ops import dispatch
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """Each test starts from the default backend and a fixed seed, and leaves torch's switches as it found them."""
+    torch.manual_seed(0)
+    backend, grad, dtype = dispatch.current(), torch.is_grad_enabled(), torch.get_default_dtype()
+    yield
+    dispatch.use_backend(backend)
+    torch.set_grad_enabled(grad)
+    torch.set_default_dtype(dtype)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, torch sees none")
