@@ -1,0 +1,143 @@
+"""Tunes the convolutions of a model on the GPU at hand and writes what was fastest to the tables.
+
+    python -m fused_resnet.tuning [--model resnet50] [--batch 1 32 256] [--size 224] [--dtype bfloat16]
+
+Each candidate runs through the public op and is timed with triton.testing.do_bench, median; one whose output differs
+from ATen's convolution is reported and left out.  Exits with 1 where there is no GPU to tune on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from ..shapes import ConvShape
+from .candidates import candidates
+from .config import Choice
+from .tables import forced, table_path, write_table
+
+# `python -m` has imported the package; the command stands above every layer and reaches models and ops by name
+_package = sys.modules[__package__.partition(".")[0]]
+_OP = "conv_scale_shift_act"
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tfloat32": torch.float32}
+_TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-3, "tfloat32": 2e-2}
+
+
+def refusal() -> str | None:
+    """Why nothing can be tuned here, or None."""
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        return "TRITON_INTERPRET is set: the interpreter's times say nothing; unset it"
+    if not torch.cuda.is_available():
+        return f"tuning times kernels on a CUDA GPU, and torch {torch.__version__} sees none; nothing was written"
+    return None
+
+
+def shapes_of(model: str, batch: int, size: int) -> list[ConvShape]:
+    """The distinct convolutions of a model on `batch` images of `size` x `size`, found on the meta device."""
+    with torch.device("meta"):
+        network = getattr(_package, model)().eval()
+        images = torch.empty(batch, 3, size, size)
+    found: dict[ConvShape, None] = {}
+
+    def record(module, inputs):
+        conv = (inputs[0], module.weight, module.stride, module.padding, module.dilation, module.groups)
+        found[ConvShape.of(*conv)] = None
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(record)
+    with torch.no_grad():
+        network(images)
+    return list(found)
+
+
+def _call(shape: ConvShape, dtype: torch.dtype, device: str):
+    """A call of the public op at `shape` on random data, as a function without arguments."""
+    options = {"dtype": dtype, "device": device}
+    x = torch.randn(shape.n, shape.c, shape.h, shape.w, **options).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(shape.k, shape.c // shape.groups, shape.r, shape.s, **options) * shape.gemm_k**-0.5
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bn = [torch.rand(shape.k, device=device) + 0.5 for _ in range(4)]
+    geometry = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
+    op = torch.ops.fused_resnet.conv_scale_shift_act
+    return lambda: op(x, weight, *bn, 1e-5, None, *geometry, 1, "relu")
+
+
+def _time(call, choice: Choice, expected: torch.Tensor, tolerance: float) -> float | str:
+    """Median microseconds of `call` under `choice`, or why it cannot be used."""
+    do_bench = importlib.import_module("triton.testing").do_bench
+    with forced(choice):
+        try:
+            error = (call().float() - expected).abs().max().item()
+            if not error <= tolerance:
+                return f"differs from ATen's convolution by {error:.3g}, more than {tolerance}"
+            return 1e3 * do_bench(call, return_mode="median")
+        except Exception as failure:  # a tile that does not compile or launch is no candidate
+            return f"{type(failure).__name__}: {failure}".splitlines()[0]
+
+
+def tune(shape: ConvShape, arch: int, dtype: str, device: str = "cuda") -> tuple[Choice, float]:
+    """The fastest choice for `shape` and its median microseconds; prints each that cannot be used."""
+    call = _call(shape, _DTYPES[dtype], device)
+    with forced(Choice("aten")):
+        expected = call().float()
+    times: dict[Choice, float] = {}
+    for choice in candidates(arch, dtype, shape):
+        measured = _time(call, choice, expected, _TOLERANCES[dtype])
+        if isinstance(measured, float):
+            times[choice] = measured
+        else:
+            print(f"  not {choice.algorithm} {choice.tile}: {measured}")
+    best = min(times, key=times.get)
+    return best, times[best]
+
+
+def _commit() -> str:
+    """The commit of the working tree this runs from, or the package's version where it is not one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or f"fused_resnet {_package.__version__}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fused_resnet.tuning", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["resnet50"], help="builders of fused_resnet")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 256])
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
+    options = parser.parse_args(arguments)
+    reason = refusal()
+    if reason is not None:
+        print(f"fused_resnet.tuning: {reason}", file=sys.stderr)
+        return 1
+    if options.dtype in ("float32", "tfloat32"):
+        torch.backends.cudnn.allow_tf32 = options.dtype == "tfloat32"
+    major, minor = torch.cuda.get_device_capability()
+    arch = 10 * major + minor
+    provenance = {
+        "device": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+    }
+    asked = [(model, batch) for model in options.model for batch in options.batch]
+    shapes = dict.fromkeys(shape for model, batch in asked for shape in shapes_of(model, batch, options.size))
+    with _package.use_backend("triton"):
+        for index, shape in enumerate(shapes):
+            best, microseconds = tune(shape, arch, options.dtype)
+            tile = None if best.tile is None else best.tile.as_dict()
+            entry = {"algorithm": best.algorithm, "tile": tile, "microseconds": round(microseconds, 2)} | provenance
+            write_table(_OP, arch, {(options.dtype, shape.key()): entry})
+            print(f"{index + 1}/{len(shapes)} {shape}: {best.algorithm}, {microseconds:.1f} us", flush=True)
+    print(f"wrote {table_path(_OP, arch)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
