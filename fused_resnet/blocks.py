@@ -21,7 +21,7 @@ from .eligibility import (
     norm_reason,
     relu_reason,
 )
-from .ops.dispatch import note_path
+from .ops.dispatch import note_path, too_small
 
 
 def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -87,6 +87,14 @@ def _parts(depth: int) -> tuple[tuple[str, Check], ...]:
     return (("relu", relu_reason), *(part for c, c_check, n, n_check in pairs for part in ((c, c_check), (n, n_check))))
 
 
+def _small_reason(x: Tensor) -> str | None:
+    """`too_small`, where the size is known: under a tracer or torch.compile it may be another one at the next call."""
+    return None if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) else too_small(x)
+
+
+_SHORTCUT = (conv_reason, norm_reason)
+
+
 class _ResidualBlock(nn.Module):
     """What both blocks share: the shortcut, the choice of path and the fused path over `chain()`."""
 
@@ -109,7 +117,7 @@ class _ResidualBlock(nn.Module):
         if reason is not None:
             return f"downsample {reason}"
         if type(shortcut) is nn.Sequential and len(shortcut) == 2:
-            return chain_reason(x, shortcut._modules, zip(shortcut._modules, (conv_reason, norm_reason)), "downsample.")
+            return chain_reason(x, shortcut._modules, tuple(zip(shortcut._modules, _SHORTCUT)), "downsample.")
         if type(shortcut) is not OptionAShortcut:
             return f"downsample is {type(shortcut).__name__}, not (conv, norm) or OptionAShortcut"
         return None
@@ -127,7 +135,7 @@ class _ResidualBlock(nn.Module):
         return conv_norm_act(y, last_conv, last_norm, "relu", residual, residual_stride)
 
     def _fuses(self, x: Tensor) -> bool:
-        reason = self.unfused_reason(x)
+        reason = _small_reason(x) or self.unfused_reason(x)
         note_path(self, reason)
         return reason is None
 
@@ -267,7 +275,7 @@ def stem_forward(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Mod
 
     The fused stem answers in channels_last, which every fused block after it keeps.
     """
-    reason = stem_unfused_reason(conv, norm, relu, pool, x)
+    reason = _small_reason(x) or stem_unfused_reason(conv, norm, relu, pool, x)
     note_path(conv, reason)
     if reason is not None:
         x = relu(norm(conv(x)))

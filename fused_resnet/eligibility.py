@@ -67,13 +67,14 @@ def hook_reason(module: nn.Module) -> str | None:
     return None
 
 
-def part_reason(module: nn.Module, x: Tensor, check: Check) -> str | None:
-    """What `check` finds against `module`, else a hook, else a parameter that wants a gradient."""
-    reason = check(module, x) or hook_reason(module)
-    if reason is None and torch.is_grad_enabled():
-        if any(p is not None and p.requires_grad for p in module._parameters.values()):
-            return "has parameters that require gradients; call under torch.no_grad() or torch.inference_mode()"
-    return reason
+def gradient_reason(x: Tensor, modules: Mapping[str, nn.Module], names: Iterable[str]) -> str | None:
+    """Which parameter or input wants a gradient, if gradients are enabled at all."""
+    if not torch.is_grad_enabled():
+        return None
+    for name in names:
+        if any(p is not None and p.requires_grad for p in modules[name]._parameters.values()):
+            return f"{name} has parameters that require gradients; call under torch.no_grad() or torch.inference_mode()"
+    return "the input requires a gradient" if x.requires_grad else None
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -131,7 +132,8 @@ def chain_reason(
     if reason is not None:
         return reason
     for name, check in parts:
-        reason = part_reason(modules[name], x, check)
+        reason = check(modules[name], x) or hook_reason(modules[name])
         if reason is not None:
             return f"{prefix}{name} {reason}"
-    return "the input requires a gradient" if x.requires_grad and torch.is_grad_enabled() else None
+    reason = gradient_reason(x, modules, (name for name, _ in parts))
+    return None if reason is None else prefix + reason

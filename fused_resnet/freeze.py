@@ -12,8 +12,13 @@ from . import ops
 from .blocks import BasicBlock, Bottleneck, OptionAShortcut, stem_unfused_reason
 from .eligibility import hook_reason
 from .frozen import FrozenBlock, FrozenConv, FrozenStem, SafeRange
+from .ops import checks
+from .shapes import ConvShape
 
 _Block = BasicBlock | Bottleneck
+
+# ResNet-50 at 224 x 224 on two cores: eight images as two parts of four, 13 MB a map, took 5 % less time than whole.
+_MAP_BYTES = 2**24
 
 
 def freeze(model: nn.Module) -> Frozen:
@@ -40,9 +45,11 @@ def freeze(model: nn.Module) -> Frozen:
 
     Raises:
         TypeError: the model is none of those.
-        ValueError: a part of it cannot be folded: it is in training mode, hooked, or holds a foreign norm; the message
-            names the part.
+        ValueError: a part of it cannot be folded: it is in training mode, hooked, holds a foreign norm or lies on the
+            meta device; the message names the part.
     """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("cannot freeze a model on the meta device: it has no numbers to fold; load them first")
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(model, _Block):
             body = _frozen_block("block", model)
@@ -115,9 +122,26 @@ class FrozenNetwork(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor, known: SafeRange | None) -> Tensor:
-        x = self.stem(x, known)
+        """In small batches when packed: their maps stay in cache, and malloc does not hand them back in between."""
+        if known is None:
+            return self._features(x, None)
+        small = [self._features(part, SafeRange()) for part in x.split(self._images_at_once(x))]
+        return small[0] if len(small) == 1 else torch.cat(small)
+
+    def _images_at_once(self, x: Tensor) -> int:
+        """How many images' largest maps, the stem's, fit into `_MAP_BYTES`; an even share of the batch."""
+        conv = self.stem.conv
+        shape = ConvShape.of(x, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
+        fitting = max(1, _MAP_BYTES // (x.element_size() * shape.p * shape.q * shape.k))
+        parts = -(-shape.n // fitting)
+        return -(-shape.n // parts)
+
+    def _features(self, x: Tensor, known: SafeRange | None) -> Tensor:
+        x, before = self.stem(x, known), self.stem
         for block in self.blocks:
-            x = block(x, known)
+            # A hook may have kept the map between the two.
+            hooked = hook_reason(before) or hook_reason(block)
+            x, before = block(x, known, overwrite=hooked is None), block
         pool = self.head["avgpool"]
         plain = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
         x = ops.global_avg_pool(x) if plain else pool(x)
@@ -142,6 +166,8 @@ class Frozen(nn.Module):
                 " call under torch.no_grad()"
             )
         with torch.no_grad():
+            if x.dim() != 4:
+                checks.feature_map("a frozen model", "the input", x)
             x = x.contiguous(memory_format=torch.channels_last)
             return self.body(x, SafeRange() if self._first_conv().packs(x) else None)
 

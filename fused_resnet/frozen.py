@@ -15,6 +15,9 @@ from .ops import checks, dispatch
 # Well below the largest float32 (3.4e38): room for what rounding adds to a bound.
 _LARGEST = 1e37
 
+# Packed copies of its filters that a convolution keeps: a batch that does not divide evenly comes in two sizes.
+_PACKED_SIZES = 2
+
 
 class SafeRange:
     """An upper bound on the magnitude of the feature map at hand, which proves that no Inf or NaN can arise from it.
@@ -78,7 +81,7 @@ class FrozenConv(nn.Module):
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", shift.to(torch.promote_types(dtype, torch.float32)))
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self._packed: tuple[torch.Size, Tensor] | None = None
+        self._packed: dict[torch.Size, Tensor] = {}
         self._norms: tuple[float, float] | None = None
 
     def norms(self) -> tuple[float, float]:
@@ -117,17 +120,27 @@ class FrozenConv(nn.Module):
         )
 
     def packed(
-        self, x: Tensor, act: str, nan_free: bool, residual: Tensor | None = None, residual_stride: int = 1
+        self,
+        x: Tensor,
+        act: str,
+        nan_free: bool,
+        residual: Tensor | None = None,
+        residual_stride: int = 1,
+        overwrite: bool = False,
     ) -> Tensor:
-        """Through oneDNN with packed filters; `nan_free` promises that no NaN can arise here, see `SafeRange`."""
+        """Through oneDNN with packed filters.
+
+        `nan_free` promises that no NaN can arise here, see `SafeRange`; `overwrite` gives the residual's memory away.
+        """
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        packed = self._packed
-        if packed is None or packed[0] != x.shape:
+        packed = self._packed.get(x.shape)
+        if packed is None:
             self._check(x)
-            packed = self._packed = x.shape, onednn.pack(self.weight, x.shape, *geometry)
+            packed = onednn.pack(self.weight, x.shape, *geometry)
+            self._packed = {**dict(list(self._packed.items())[1 - _PACKED_SIZES :]), x.shape: packed}
         dispatch.note_backend("conv_scale_shift_act", "onednn", "filters folded and packed")
         return onednn.packed_conv(
-            x, packed[1], self._buffers["bias"], *geometry, residual, residual_stride, act, nan_free
+            x, packed, self._buffers["bias"], *geometry, residual, residual_stride, act, nan_free, overwrite
         )
 
     def _check(self, x: Tensor) -> None:
@@ -137,16 +150,16 @@ class FrozenConv(nn.Module):
         )
 
     def _apply(self, fn, recurse: bool = True) -> FrozenConv:
-        self._packed = self._norms = None
+        self._packed, self._norms = {}, None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments) -> None:
-        self._packed = self._norms = None
+        self._packed, self._norms = {}, None
         super()._load_from_state_dict(*arguments)
 
     def __getstate__(self) -> dict:
         # oneDNN's packed filters can be neither copied nor pickled; they are made again at the next call.
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": {}}
 
     def extra_repr(self) -> str:
         k, c, r, s = self.weight.shape
@@ -186,8 +199,8 @@ class FrozenBlock(nn.Module):
         self.downsample = downsample
         self.residual_stride = residual_stride
 
-    def forward(self, x: Tensor, known: SafeRange | None) -> Tensor:
-        """`known` is given when the convolutions go through `FrozenConv.packed`."""
+    def forward(self, x: Tensor, known: SafeRange | None, overwrite: bool = False) -> Tensor:
+        """`known` is given when the convolutions go through `FrozenConv.packed`, which may then overwrite x."""
         dispatch.note_path(self, None)
         *inner, last = self.convs
         downsample = self.downsample
@@ -200,4 +213,5 @@ class FrozenBlock(nn.Module):
         residual = x if downsample is None else downsample.packed(x, "identity", nan_free)
         for conv in inner:
             x = conv.packed(x, "relu", nan_free)
-        return last.packed(x, "relu", nan_free, residual, self.residual_stride)
+        overwrite = overwrite or downsample is not None
+        return last.packed(x, "relu", nan_free, residual, self.residual_stride, overwrite)

@@ -10,6 +10,7 @@ from torch import nn
 import fused_resnet
 from fused_resnet import BasicBlock, Bottleneck, OptionAShortcut
 from fused_resnet.blocks import conv1x1, head_pool, stem_forward
+from fused_resnet.ops import dispatch
 from tests.parity import assert_parity
 
 
@@ -175,6 +176,23 @@ def test_what_a_fused_op_cannot_stand_for_runs_unfused(change, reason):
     with torch.no_grad():
         assert inputs["block"].unfused_reason(inputs["x"]) == reason
         assert inputs["block"](inputs["x"]).shape == inputs["x"].shape
+
+
+def test_auto_leaves_small_maps_on_a_cpu_to_torch(monkeypatch):
+    inputs = CASES[4].inputs()
+    monkeypatch.setattr(dispatch, "SMALL_MAP", inputs["x"].numel() + 1)
+
+    def path():
+        with dispatch.recording() as decisions:
+            inputs["block"](inputs["x"])
+        return decisions[0].unfused_reason
+
+    with torch.no_grad():
+        assert "as fast on a CPU" in path()
+        with fused_resnet.use_backend("onednn"):
+            assert path() is None, "a backend asked for by name is used"
+        monkeypatch.setattr(dispatch, "SMALL_MAP", inputs["x"].numel())
+        assert path() is None
 
 
 def test_gradients_take_the_unfused_path():

@@ -101,6 +101,8 @@ def test_it_refuses_training_and_gradients(model, x):
     with pytest.raises(RuntimeError, match="has no backward"):
         frozen(x.clone().requires_grad_())
     assert not frozen(x).requires_grad
+    with pytest.raises(RuntimeError, match="must be 4-D"):
+        frozen(x[0])
 
 
 def test_what_cannot_be_folded_is_named(model):
@@ -112,6 +114,8 @@ def test_what_cannot_be_folded_is_named(model):
         freeze(model)
     with pytest.raises(TypeError, match="takes a fused_resnet ResNet or a residual block, got torch.nn"):
         freeze(nn.Linear(2, 2))
+    with torch.device("meta"), pytest.raises(ValueError, match="meta device"):
+        freeze(fused_resnet.resnet18().eval())
     foreign = fused_resnet.resnet18(norm_layer=lambda c: nn.GroupNorm(2, c)).eval()
     with pytest.raises(ValueError, match="bn1 is GroupNorm"):
         freeze(foreign)

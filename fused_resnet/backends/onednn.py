@@ -130,10 +130,12 @@ def packed_conv(
     residual_stride: int,
     act: str,
     nan_free: bool,
+    overwrite: bool,
 ) -> Tensor:
     """`act(conv(x) + bias + shortcut(residual))` with filters from `pack`, as one primitive.
 
-    oneDNN's ReLU is used only when `nan_free` promises that it meets no NaN, which it would turn into 0.
+    oneDNN's ReLU is used only when `nan_free` promises that it meets no NaN, which it would turn into 0.  With
+    `overwrite` the result takes the residual's memory: touching fresh pages costs as much as the addition.
     """
     fused_relu = act == "relu" and nan_free
     tail = (padding, stride, dilation, groups)
@@ -141,8 +143,9 @@ def packed_conv(
         attribute = "relu" if fused_relu else "none"
         y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *tail, attribute, [], "")
     else:
-        residual = reference.shortcut(residual, packed.shape[0], residual_stride)
-        y = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, residual, packed, bias, *tail, "add", 1.0, "relu" if fused_relu else None, [], None
-        )
+        added = reference.shortcut(residual, packed.shape[0], residual_stride)
+        in_place = overwrite or added is not residual
+        convolve = torch.ops.mkldnn._convolution_pointwise_ if in_place else torch.ops.mkldnn._convolution_pointwise
+        operands = (added, x) if in_place else (x, added)
+        y = convolve.binary(*operands, packed, bias, *tail, "add", 1.0, "relu" if fused_relu else None, [], None)
     return y.relu_() if act == "relu" and not fused_relu else y

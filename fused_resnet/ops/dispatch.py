@@ -20,6 +20,10 @@ ENVIRONMENT_VARIABLE = "FUSED_RESNET_BACKEND"
 # Fastest first, per device type; the reference takes whatever is left.
 _PREFERENCE = {"cpu": ("onednn", "reference"), "cuda": ("triton", "reference")}
 
+# On a CPU the convolution is nearly all of the time, and what fusing saves of the rest is a pass over the map or two.
+# Below this many elements of a block's input, choosing the ops in Python costs as much as that.
+SMALL_MAP = 2**20
+
 _requested = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
 
 
@@ -83,6 +87,13 @@ def _require_available(name: str) -> ModuleType:
     if reason is not None:
         raise BackendError(f"backend {name!r} is not available here: {reason}")
     return load(name)
+
+
+def too_small(x: Tensor) -> str | None:
+    """Why `auto` lets torch's own modules have a block with the input `x`; None when fusing pays."""
+    if _requested == AUTO and x.device.type == "cpu" and x.numel() < SMALL_MAP:
+        return f"torch's own modules are as fast on a CPU below {SMALL_MAP:,} elements, the input has {x.numel():,}"
+    return None
 
 
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:

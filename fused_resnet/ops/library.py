@@ -40,7 +40,7 @@ def _refuse_gradients(name: str, tensors: tuple) -> None:
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{NAMESPACE}::{name} is an inference op without a backward, and an argument requires a gradient;"
-            " call it under torch.no_grad(), or call the model, whose blocks take a differentiable path when one is needed"
+            " call it under torch.no_grad(), or call the model, whose blocks are differentiable where they must be"
         )
 
 
