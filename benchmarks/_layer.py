@@ -159,10 +159,13 @@ def our_calls(layer: Layer, data: Tensors) -> dict[str, Call]:
     if x.device.type == "cuda":
         calls["auto"] = fused
     with torch.inference_mode(False):
-        packed = FrozenConv(conv, norm)
+        folded = FrozenConv(conv, norm)
 
     def frozen() -> Tensor:
-        y = packed(x, act, residual, nan_free=True)  # the data are finite and their sums small
+        if folded.packs(x):
+            y = folded.packed(x, act, True, residual)  # the data are finite and their sums small: no NaN can arise
+        else:
+            y = folded(x, act, residual)
         return functional.max_pool2d(y, 3, 2, 1) if layer.pool else y
 
     return {**calls, "frozen": frozen}

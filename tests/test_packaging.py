@@ -58,7 +58,7 @@ def test_the_wheel_is_pure_python_and_holds_the_package_alone(wheel):
     package = {
         str(path.relative_to(ROOT)) for path in (ROOT / "fused_resnet").rglob("*.py") if "__pycache__" not in path.parts
     }
-    tables = {str(path.relative_to(ROOT)) for path in TABLES.glob("*.json")}
+    tables = {str(path.relative_to(ROOT)) for path in TABLES.rglob("*") if path.suffix in (".json", ".md")}
     inside = {name for name in files_of(wheel) if ".dist-info/" not in name}
     assert inside == package | tables
 
