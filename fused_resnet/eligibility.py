@@ -118,7 +118,11 @@ def _counting_flops() -> bool:
 
 
 def chain_reason(
-    x: Tensor, modules: Mapping[str, nn.Module], parts: Iterable[tuple[str, Check]], prefix: str = ""
+    x: Tensor,
+    modules: Mapping[str, nn.Module],
+    parts: Iterable[tuple[str, Check]],
+    prefix: str = "",
+    differentiable: bool = False,
 ) -> str | None:
     """Why `x` cannot go through these parts as fused ops; None when it can.
 
@@ -127,6 +131,7 @@ def chain_reason(
         modules: the parts by name, as in `nn.Module._modules`.
         parts: each part's name, and the check of what it must be.
         prefix: stands before the names in the answer.
+        differentiable: whether the ops have a backward, so that a gradient is no reason.
     """
     reason = input_reason(x)
     if reason is not None:
@@ -135,5 +140,5 @@ def chain_reason(
         reason = check(modules[name], x) or hook_reason(modules[name])
         if reason is not None:
             return f"{prefix}{name} {reason}"
-    reason = gradient_reason(x, modules, (name for name, _ in parts))
+    reason = None if differentiable else gradient_reason(x, modules, (name for name, _ in parts))
     return None if reason is None else prefix + reason

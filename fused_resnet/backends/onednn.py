@@ -18,6 +18,8 @@ from ..shapes import output_extent
 from . import reference
 from .reference import global_avg_pool, option_a_shortcut  # noqa: F401 - nothing to fuse: torch's own are this backend's
 
+OPS = frozenset(("conv_scale_shift_act", "conv_bn_relu_maxpool", "global_avg_pool", "option_a_shortcut"))
+
 # Folding reads and writes the filters once; not folding reads and writes the output once more.  Folding must save at
 # least this many elements' worth of that, to be worth the half dozen small ops that it takes.
 _FOLD_SAVES = 100_000
@@ -34,6 +36,8 @@ def unavailable_reason() -> str | None:
 
 
 def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **arguments) -> str | None:
+    if op not in OPS:
+        return f"it runs inference only, {op} belongs to training"
     if x.device.type != "cpu":
         return f"it runs on the CPU, x is on {x.device}"
     if x.dtype != torch.float32:

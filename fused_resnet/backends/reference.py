@@ -10,6 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference_parts import option_a_shortcut, shortcut  # noqa: F401 - option A is one of this backend's ops
+from .reference_training import (  # noqa: F401 - the training ops of this backend
+    bn_act_backward,
+    bn_add_act,
+    bn_finalize,
+    bn_relu_maxpool,
+    bn_relu_maxpool_backward,
+    channel_stats,
+    conv1x1_bn_add_act,
+    conv_dgrad,
+    conv_stats,
+    conv_wgrad,
+    gram,
+    gram_backward_finish,
+    gram_finalize,
+    gram_products,
+)
+
 
 def unavailable_reason() -> str | None:
     return None
@@ -80,20 +98,6 @@ def conv_scale_shift_act(
     if residual is not None:
         y = y + shortcut(residual, weight.shape[0], residual_stride)
     return torch.relu(y) if act == "relu" else y
-
-
-def shortcut(residual: Tensor, out_channels: int, stride: int) -> Tensor:
-    """The residual as it is added: itself, or option A of it where channels or stride differ."""
-    if stride == 1 and residual.shape[1] == out_channels:
-        return residual
-    return option_a_shortcut(residual, out_channels, stride)
-
-
-def option_a_shortcut(x: Tensor, out_channels: int, stride: int) -> Tensor:
-    """Subsampled in space and zero-padded in channels; see `fused_resnet.ops.option_a_shortcut`."""
-    missing = out_channels - x.shape[1]
-    below = missing // 2
-    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, below, missing - below))
 
 
 def conv_bn_relu_maxpool(

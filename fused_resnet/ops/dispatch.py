@@ -96,10 +96,21 @@ def too_small(x: Tensor) -> str | None:
     return None
 
 
+def _unsupported_reason(backend: ModuleType, op: str, x: Tensor, arguments: dict) -> str | None:
+    """Why the backend cannot run this call: it may not take the arguments, or lack the op."""
+    reason = backend.unsupported_reason(op, x, **arguments)
+    return f"it has no {op}" if reason is None and not hasattr(backend, op) else reason
+
+
+def trains_by_name() -> bool:
+    """Whether a backend was asked for by name and has the training ops; `auto` trains through torch's own modules."""
+    return _requested != AUTO and hasattr(_available(_requested), "conv_stats")
+
+
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:
     backend = _available(name) if name in BACKENDS else None
     backend = backend or _require_available(name)
-    reason = backend.unsupported_reason(op, x, **arguments)
+    reason = _unsupported_reason(backend, op, x, arguments)
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run {op}: {reason}; use_backend('auto') picks one that can")
     return backend
@@ -109,7 +120,7 @@ def _candidates(op: str, x: Tensor, arguments: dict) -> Iterator[tuple[str, str 
     """Each backend that `auto` considers, with the reason against it, or None."""
     for name in _PREFERENCE.get(x.device.type, ("reference",)):
         backend = _available(name)
-        yield name, backend.unsupported_reason(op, x, **arguments) if backend else unavailable_reason(name)
+        yield name, _unsupported_reason(backend, op, x, arguments) if backend else unavailable_reason(name)
 
 
 def choose(op: str, x: Tensor, **arguments) -> tuple[str, str]:
@@ -129,7 +140,7 @@ def choose(op: str, x: Tensor, **arguments) -> tuple[str, str]:
     raise BackendError(f"no backend can run {op} on {x.device}: {'; '.join(against)}")
 
 
-def implementation(op: str, x: Tensor, **arguments) -> Callable[..., Tensor]:
+def implementation(op: str, x: Tensor, **arguments) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """The function that runs `op` on these arguments.
 
     Under `auto` a backend may offer `<op>_auto`, which weighs its own kernel against the vendor library's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,17 @@ NAMESPACE = "fused_resnet"
 KERNEL_DEVICES = ("cpu", "cuda")
 _library = torch.library.Library(NAMESPACE, "DEF")
 
-# checks the arguments and returns the output's size and the arguments that a backend's choice depends on
-Describe = Callable[..., tuple[tuple[int, ...], dict]]
+
+class Output(NamedTuple):
+    """What an op returns: one of these for each tensor of a tuple."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+
+# checks the arguments and returns the outputs (for one of x's dtype, its size will do) and the arguments that a
+# backend's choice depends on
+Describe = Callable[..., tuple[tuple[int, ...] | list[Output], dict]]
 
 
 def memory_format(x: Tensor, weight: Tensor | None = None) -> torch.memory_format:
@@ -39,44 +49,70 @@ def _refuse_gradients(name: str, tensors: tuple) -> None:
     # Said here and not in a registered backward: an autograd kernel in Python costs each call 30 microseconds.
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         raise RuntimeError(
-            f"{NAMESPACE}::{name} is an inference op without a backward, and an argument requires a gradient;"
+            f"{NAMESPACE}::{name} is a raw op without a backward, and an argument requires a gradient;"
             " call it under torch.no_grad(), or call the model, whose blocks are differentiable where they must be"
         )
 
 
-def register(schema: str, describe: Describe) -> Callable[..., Tensor]:
+def _described(outputs: tuple[int, ...] | list[Output], x: Tensor) -> list[Output]:
+    return outputs if isinstance(outputs, list) else [Output(outputs, x.dtype)]
+
+
+def _layout(size: tuple[int, ...], of_maps: torch.memory_format) -> torch.memory_format:
+    return of_maps if len(size) == 4 else torch.contiguous_format
+
+
+def _without_autocast(function: Callable, x: Tensor, arguments: tuple) -> Tensor | tuple[Tensor, ...]:
+    # The caller has chosen the dtypes; autocast must not change them again inside.
+    if not torch.is_autocast_enabled(x.device.type):
+        return function(x, *arguments)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, *arguments)
+
+
+def register(schema: str, describe: Describe) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """Register the op of `schema` and return the function that calls it.
 
     `describe(*arguments)` checks the arguments; the real and the fake implementation both call it first, so both raise
-    the same errors.  The op returns a fresh tensor of x's dtype in the memory format of `memory_format(x, weight)`.
+    the same errors.  The op returns fresh tensors, one or a tuple as the schema says: 4-D ones in the memory format of
+    `memory_format(x, weight)` (of x alone where the second argument is no weight), the others contiguous.  For an empty
+    batch they are empty, or sums over nothing: zeros.
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
-    has_weight = "Tensor weight" in schema
+    has_weight = schema.split(", ")[1:2] == ["Tensor weight"]
+    single = schema.endswith("-> Tensor")
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-    def output_format(x: Tensor, arguments: tuple) -> torch.memory_format:
+    def map_format(x: Tensor, arguments: tuple) -> torch.memory_format:
         return memory_format(x, arguments[0] if has_weight else None)
 
-    def fake(x: Tensor, *arguments) -> Tensor:
-        size, _ = describe(x, *arguments)
-        _refuse_gradients(name, (x, *arguments))
-        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=output_format(x, arguments))
+    def packed(tensors: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        return tensors[0] if single else tuple(tensors)
 
-    def run(x: Tensor, *arguments) -> Tensor:
-        size, deciding = describe(x, *arguments)
+    def fake(x: Tensor, *arguments) -> Tensor | tuple[Tensor, ...]:
+        outputs, _ = describe(x, *arguments)
         _refuse_gradients(name, (x, *arguments))
-        layout = output_format(x, arguments)
-        if size[0] == 0:
-            return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+        maps = map_format(x, arguments)
+        return packed([
+            torch.empty(size, dtype=dtype, device=x.device, memory_format=_layout(size, maps))
+            for size, dtype in _described(outputs, x)
+        ])  # fmt: skip
+
+    def run(x: Tensor, *arguments) -> Tensor | tuple[Tensor, ...]:
+        outputs, deciding = describe(x, *arguments)
+        _refuse_gradients(name, (x, *arguments))
+        maps = map_format(x, arguments)
+        if x.dim() == 4 and x.shape[0] == 0:
+            return packed([
+                torch.zeros(size, dtype=dtype, device=x.device).contiguous(memory_format=_layout(size, maps))
+                for size, dtype in _described(outputs, x)
+            ])  # fmt: skip
         function = dispatch.implementation(name, x, **deciding)
-        if torch.is_autocast_enabled(x.device.type):
-            # The caller has chosen the dtypes; autocast must not change them again inside.
-            with torch.autocast(x.device.type, enabled=False):
-                y = function(x, *arguments)
-        else:
-            y = function(x, *arguments)
-        return y.contiguous(memory_format=layout)
+        result = _without_autocast(function, x, arguments)
+        if single:
+            return result.contiguous(memory_format=_layout(result.shape, maps))
+        return tuple(tensor.contiguous(memory_format=_layout(tensor.shape, maps)) for tensor in result)
 
     for device in KERNEL_DEVICES:
         _library.impl(name, run, device.upper())
@@ -84,7 +120,7 @@ def register(schema: str, describe: Describe) -> Callable[..., Tensor]:
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     @functools.wraps(run)
-    def call(x: Tensor, *arguments) -> Tensor:
+    def call(x: Tensor, *arguments) -> Tensor | tuple[Tensor, ...]:
         # From Python to Python the dispatcher costs 20 microseconds; it is needed only where someone listens to it.
         return run(x, *arguments) if _plain_call(x) else overload(x, *arguments)
 
