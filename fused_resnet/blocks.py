@@ -5,23 +5,23 @@ They own parameters and running statistics and choose ops; they compute nothing 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import ops, trainable
 from .eligibility import (
     Check,
     chain_reason,
     compute_dtype,
     conv_reason,
     hook_reason,
-    input_reason,
     norm_reason,
     relu_reason,
 )
-from .ops.dispatch import note_path, too_small
+from .ops.dispatch import note_path, too_small, trains_by_name
 
 
 def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -82,17 +82,20 @@ def conv_norm_act(
     )
 
 
-def _parts(depth: int) -> tuple[tuple[str, Check], ...]:
-    pairs = ((f"conv{i}", conv_reason, f"bn{i}", norm_reason) for i in range(1, depth + 1))
-    return (("relu", relu_reason), *(part for c, c_check, n, n_check in pairs for part in ((c, c_check), (n, n_check))))
+_INFERENCE = (conv_reason, norm_reason)
+_TRAINING = (trainable.conv_reason, trainable.norm_reason)
 
 
-def _small_reason(x: Tensor) -> str | None:
+@functools.cache
+def _parts(depth: int, checks: tuple[Check, Check]) -> tuple[tuple[str, Check], ...]:
+    """The names of a block's modules, each with the check of what it must be for the path that `checks` belong to."""
+    names = [(f"conv{i}", f"bn{i}") for i in range(1, depth + 1)]
+    return (("relu", relu_reason), *(part for pair in names for part in zip(pair, checks)))
+
+
+def small_reason(x: Tensor) -> str | None:
     """`too_small`, where the size is known: under a tracer or torch.compile it may be another one at the next call."""
     return None if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) else too_small(x)
-
-
-_SHORTCUT = (conv_reason, norm_reason)
 
 
 class _ResidualBlock(nn.Module):
@@ -100,7 +103,6 @@ class _ResidualBlock(nn.Module):
 
     expansion: int
     _depth: int  # convolutions on the residual branch
-    _parts: tuple[tuple[str, Check], ...]
 
     def chain(self) -> list[tuple[nn.Module, nn.Module]]:
         """The residual branch's convolutions, each with its norm."""
@@ -108,8 +110,18 @@ class _ResidualBlock(nn.Module):
         return [(modules[f"conv{i}"], modules[f"bn{i}"]) for i in range(1, self._depth + 1)]
 
     def unfused_reason(self, x: Tensor) -> str | None:
-        """Why this block would take the unfused path for `x`, module by module; None when it would run fused."""
-        reason = chain_reason(x, self._modules, self._parts)
+        """Why this block would not run `x` through the inference ops; None when it would."""
+        return self._reason(x, _INFERENCE)
+
+    def untrainable_reason(self, x: Tensor) -> str | None:
+        """Why this block would not run `x` through the differentiable ops asked for by name; None when it would."""
+        if torch.compiler.is_compiling():
+            return "torch's own modules train under torch.compile"
+        return self._reason(x, _TRAINING)
+
+    def _reason(self, x: Tensor, checks: tuple[Check, Check]) -> str | None:
+        differentiable = checks is _TRAINING
+        reason = chain_reason(x, self._modules, _parts(self._depth, checks), differentiable=differentiable)
         shortcut = self.downsample
         if reason is not None or shortcut is None:
             return reason
@@ -117,7 +129,8 @@ class _ResidualBlock(nn.Module):
         if reason is not None:
             return f"downsample {reason}"
         if type(shortcut) is nn.Sequential and len(shortcut) == 2:
-            return chain_reason(x, shortcut._modules, tuple(zip(shortcut._modules, _SHORTCUT)), "downsample.")
+            parts = tuple(zip(shortcut._modules, checks))
+            return chain_reason(x, shortcut._modules, parts, "downsample.", differentiable)
         if type(shortcut) is not OptionAShortcut:
             return f"downsample is {type(shortcut).__name__}, not (conv, norm) or OptionAShortcut"
         return None
@@ -134,10 +147,20 @@ class _ResidualBlock(nn.Module):
             y = conv_norm_act(y, conv, norm, "relu")
         return conv_norm_act(y, last_conv, last_norm, "relu", residual, residual_stride)
 
-    def _fuses(self, x: Tensor) -> bool:
-        reason = _small_reason(x) or self.unfused_reason(x)
+    def _differentiable(self, x: Tensor) -> Tensor:
+        shortcut = self.downsample
+        projection = (shortcut[0], shortcut[1]) if isinstance(shortcut, nn.Sequential) else None
+        residual_stride = shortcut.stride if isinstance(shortcut, OptionAShortcut) else 1
+        return trainable.run_block(x, self.chain(), projection, residual_stride)
+
+    def _run(self, x: Tensor) -> Tensor | None:
+        """The block's output through fused ops; None where its modules must be called one by one."""
+        reason = small_reason(x) or self.unfused_reason(x)
+        run = self._fused
+        if reason is not None and trains_by_name():
+            reason, run = self.untrainable_reason(x), self._differentiable
         note_path(self, reason)
-        return reason is None
+        return run(x) if reason is None else None
 
 
 class BasicBlock(_ResidualBlock):
@@ -149,7 +172,6 @@ class BasicBlock(_ResidualBlock):
 
     expansion: int = 1
     _depth = 2
-    _parts = _parts(2)
 
     def __init__(
         self,
@@ -179,8 +201,9 @@ class BasicBlock(_ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self._fuses(x):
-                return self._fused(x)
+            fused = self._run(x)
+            if fused is not None:
+                return fused
         identity = x
         out = self.conv1(x)
         out = self.bn1(out)
@@ -203,7 +226,6 @@ class Bottleneck(_ResidualBlock):
 
     expansion: int = 4
     _depth = 3
-    _parts = _parts(3)
 
     def __init__(
         self,
@@ -232,8 +254,9 @@ class Bottleneck(_ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self._fuses(x):
-                return self._fused(x)
+            fused = self._run(x)
+            if fused is not None:
+                return fused
         identity = x
         out = self.conv1(x)
         out = self.bn1(out)
@@ -248,72 +271,3 @@ class Bottleneck(_ResidualBlock):
         out += identity
         out = self.relu(out)
         return out
-
-
-_STEM_PARTS = (("relu", relu_reason), ("conv1", conv_reason), ("bn1", norm_reason))
-
-
-def stem_unfused_reason(
-    conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module | None, x: Tensor
-) -> str | None:
-    """Why a stem would be called module by module for `x`; None when it would run as one op."""
-    reason = chain_reason(x, {"conv1": conv, "bn1": norm, "relu": relu}, _STEM_PARTS)
-    if reason is not None or pool is None:
-        return reason
-    if type(pool) is not nn.MaxPool2d:
-        return f"maxpool is {type(pool).__name__}, not MaxPool2d"
-    plain = all(isinstance(v, int) for v in (pool.kernel_size, pool.stride, pool.padding))
-    if not plain or pool.dilation != 1 or pool.ceil_mode or pool.return_indices:
-        return "maxpool is not a plain square window"
-    if conv.groups != 1 or conv.dilation != (1, 1):
-        return "conv1 is grouped or dilated"
-    return None if hook_reason(pool) is None else "maxpool has a hook"
-
-
-def stem_forward(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module | None, x: Tensor) -> Tensor:
-    """`pool(relu(norm(conv(x))))`, as one op where it may be; `pool` None stands for no pooling.
-
-    The fused stem answers in channels_last, which every fused block after it keeps.
-    """
-    reason = _small_reason(x) or stem_unfused_reason(conv, norm, relu, pool, x)
-    note_path(conv, reason)
-    if reason is not None:
-        x = relu(norm(conv(x)))
-        return x if pool is None else pool(x)
-    x = x.contiguous(memory_format=torch.channels_last)
-    if pool is None:
-        return conv_norm_act(x, conv, norm, "relu")
-    dtype = compute_dtype(x)
-    return ops.conv_bn_relu_maxpool(
-        x.to(dtype),
-        conv.weight.to(dtype),
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        conv.stride,
-        conv.padding,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-    )
-
-
-def head_unfused_reason(pool: nn.Module, x: Tensor) -> str | None:
-    """Why the global average pool would be called as a module for `x`; None when it would run as an op."""
-    reason = input_reason(x)
-    if reason is not None:
-        return reason
-    if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size not in (1, (1, 1)):
-        return f"avgpool is {pool}, not AdaptiveAvgPool2d(1)"
-    if torch.is_grad_enabled() and x.requires_grad:
-        return "the input requires a gradient"
-    return None if hook_reason(pool) is None else "avgpool has a hook"
-
-
-def head_pool(pool: nn.Module, x: Tensor) -> Tensor:
-    """`pool(x)`, as one op where it may be."""
-    reason = head_unfused_reason(pool, x)
-    note_path(pool, reason)
-    return pool(x) if reason is not None else ops.global_avg_pool(x)

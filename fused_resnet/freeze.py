@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .blocks import BasicBlock, Bottleneck, OptionAShortcut, stem_unfused_reason
+from .blocks import BasicBlock, Bottleneck, OptionAShortcut
 from .eligibility import hook_reason
 from .frozen import FrozenBlock, FrozenConv, FrozenStem, SafeRange
 from .ops import checks
 from .shapes import ConvShape
+from .stem import stem_unfused_reason
 
 _Block = BasicBlock | Bottleneck
 

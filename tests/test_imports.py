@@ -20,7 +20,7 @@ LAYERS = (
     ("backends",),
     ("ops",),
     ("autograd",),
-    ("eligibility", "blocks"),
+    ("eligibility", "trainable", "blocks", "stem"),
     ("models",),
     ("frozen", "freeze", "explain", "info", "parity"),
     ("",),  # fused_resnet/__init__.py, the public names

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3, head_pool, stem_forward
+from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3
+from ..stem import head_pool, stem_forward
 from .resnet import initialise
 
 __all__ = [

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, Bottleneck, conv1x1, head_pool, stem_forward
+from ..blocks import BasicBlock, Bottleneck, conv1x1
+from ..stem import head_pool, stem_forward
 from .weights import build_with_weights, fix, torchvision_builder
 
 __all__ = [

@@ -1,0 +1,6 @@
+"""Residual blocks and the stem as autograd Functions: they put raw ops in order and keep what the backward needs."""
+
+from .residual import BlockPlan, Geometry, ResidualFunction
+from .stem import ConvBnActFunction, StemPlan
+
+__all__ = ["BlockPlan", "ConvBnActFunction", "Geometry", "ResidualFunction", "StemPlan"]
