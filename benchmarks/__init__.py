@@ -1,1 +1,4 @@
-"""Benchmark commands: `python -m benchmarks.inference`, `.layers`, `.roofline`, `.complexity` and `.kernels`."""
+"""Benchmark commands, each `python -m benchmarks.NAME`.
+
+Inference: inference, layers, roofline, complexity, kernels.  Training: training, traffic, memory, convergence, degradation.
+"""
