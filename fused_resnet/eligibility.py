@@ -134,6 +134,8 @@ def chain_reason(
         differentiable: whether the ops have a backward, so that a gradient is no reason.
     """
     reason = input_reason(x)
+    if reason is None and differentiable and x.shape[0] == 0:
+        reason = "the batch is empty, and has no statistics"
     if reason is not None:
         return reason
     for name, check in parts:

@@ -243,6 +243,14 @@ def test_auto_and_what_the_functions_do_not_know_train_through_torchs_modules():
         assert grouped.untrainable_reason(torch.randn(1, 32, 4, 4)).startswith("conv2 is grouped or dilated")
 
 
+def test_an_empty_batch_trains_as_torchs():
+    block, x = fresh(TRAINED[3])
+    before = copy.deepcopy(block.state_dict())
+    found = step(block, x[:0])
+    assert found["y"].shape[0] == 0 and found["conv1.weight"].count_nonzero() == 0
+    assert torch.equal(block.bn1.running_mean, before["bn1.running_mean"])
+
+
 def test_norms_without_affine_or_statistics():
     block, x = fresh(TRAINED[3])
     block.bn1 = nn.BatchNorm2d(4, affine=False).double()

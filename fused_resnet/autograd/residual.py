@@ -235,11 +235,15 @@ class ResidualFunction(torch.autograd.Function):
         sums = [tensor for tail in tails for tensor in tail[1:]]
         ctx.save_for_backward(x, out, *tensors, *kept.maps, *vectors, *sums)
         ctx.mark_non_differentiable(*statistics)
+        # or autograd makes zeros for each statistic
+        ctx.set_materialize_grads(False)
         return (out, *statistics)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_):
+    def backward(ctx, grad: Tensor | None, *_):
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         x, out, tensors, kept = _restore(ctx)
         needs = list(ctx.needs_input_grad[1:])
         grad = grad.contiguous(memory_format=torch.channels_last)

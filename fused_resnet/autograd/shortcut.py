@@ -56,6 +56,6 @@ def option_a_backward(grad: Tensor, out: Tensor | None, size: torch.Size, stride
 
 def _spread(grad: Tensor, size: torch.Size, stride: int) -> Tensor:
     """`grad` at every `stride`-th pixel of a map of zeros."""
-    spread = torch.zeros(size, dtype=grad.dtype, device=grad.device).contiguous(memory_format=torch.channels_last)
+    spread = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
     spread[:, :, ::stride, ::stride] = grad
     return spread

@@ -44,11 +44,14 @@ class ConvBnActFunction(torch.autograd.Function):
         ctx.plan, ctx.batch = plan, normalized.batch
         ctx.save_for_backward(x, weight, z, where, *vectors[:2], *normalized[:5])
         ctx.mark_non_differentiable(normalized.mean, normalized.var)
+        ctx.set_materialize_grads(False)
         return y, normalized.mean, normalized.var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_):
+    def backward(ctx, grad: Tensor | None, *_):
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         plan, unit = ctx.plan, ctx.plan.unit
         x, weight, z, where, bn_weight, bn_bias, *vectors = ctx.saved_tensors
         normalized = Normalized(*vectors, batch=ctx.batch)

@@ -1,6 +1,6 @@
 """The table of backends: modules with the same functions, of the same names and signatures as the raw ops.
 
-A backend module defines every op of `fused_resnet.ops`, and
+A backend module defines ops of `fused_resnet.ops` and `fused_resnet.ops.training` (the reference all of them), and
 
     unavailable_reason() -> str | None
         None where this machine can run it, else one sentence: what is missing and how to get it.
