@@ -147,11 +147,15 @@ class _ResidualBlock(nn.Module):
             y = conv_norm_act(y, conv, norm, "relu")
         return conv_norm_act(y, last_conv, last_norm, "relu", residual, residual_stride)
 
-    def _differentiable(self, x: Tensor) -> Tensor:
+    def parts(self) -> trainable.Parts:
+        """The modules that the differentiable path works on."""
         shortcut = self.downsample
         projection = (shortcut[0], shortcut[1]) if isinstance(shortcut, nn.Sequential) else None
         residual_stride = shortcut.stride if isinstance(shortcut, OptionAShortcut) else 1
-        return trainable.run_block(x, self.chain(), projection, residual_stride)
+        return trainable.Parts(self.chain(), projection, residual_stride)
+
+    def _differentiable(self, x: Tensor) -> Tensor:
+        return trainable.run_blocks(x, [self.parts()])
 
     def _run(self, x: Tensor) -> Tensor | None:
         """The block's output through fused ops; None where its modules must be called one by one."""
@@ -271,3 +275,16 @@ class Bottleneck(_ResidualBlock):
         out += identity
         out = self.relu(out)
         return out
+
+
+def stage_forward(stage: nn.Module, x: Tensor) -> Tensor:
+    """`stage(x)`, where a Sequential of blocks that all train fused does so as one autograd Function."""
+    if not trains_by_name() or type(stage) is not nn.Sequential or hook_reason(stage) is not None:
+        return stage(x)
+    for block in stage:
+        plain = type(block) in (BasicBlock, Bottleneck) and hook_reason(block) is None
+        if not plain or block.unfused_reason(x) is None or block.untrainable_reason(x) is not None:
+            return stage(x)
+    for block in stage:
+        note_path(block, None)
+    return trainable.run_blocks(x, [block.parts() for block in stage])

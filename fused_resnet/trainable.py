@@ -6,6 +6,8 @@ Running statistics change only after the Function has succeeded, exactly as `Bat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -52,56 +54,64 @@ def _output_size(conv: nn.Conv2d, size: tuple[int, ...]) -> tuple[int, ...]:
     return (size[0], conv.out_channels, *extents)
 
 
-def run_block(
-    x: Tensor,
-    chain: list[tuple[nn.Conv2d, nn.BatchNorm2d]],
-    projection: tuple[nn.Conv2d, nn.BatchNorm2d] | None,
-    residual_stride: int,
-) -> Tensor:
-    """A residual block's output; differentiable in x and in every parameter.
+class Parts(NamedTuple):
+    """A residual block's modules.
 
-    Args:
-        chain: the convolutions of the residual branch with their norms.
-        projection: the shortcut's, or None.
-        residual_stride: an option-A shortcut's stride; 1 otherwise.
+    `chain`: the convolutions of the residual branch with their norms; `projection`: the shortcut's, or None;
+    `residual_stride`: an option-A shortcut's stride, 1 otherwise.
+    """
+
+    chain: list[tuple[nn.Conv2d, nn.BatchNorm2d]]
+    projection: tuple[nn.Conv2d, nn.BatchNorm2d] | None
+    residual_stride: int
+
+    def units(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        return self.chain if self.projection is None else [*self.chain, self.projection]
+
+    def sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What each unit puts out for an input of `size`, in the order of `units`."""
+        sizes, current = [], size
+        for conv, _ in self.chain:
+            current = _output_size(conv, current)
+            sizes.append(current)
+        return sizes if self.projection is None else [*sizes, _output_size(self.projection[0], size)]
+
+    def plan(self, dtype: torch.dtype) -> BlockPlan:
+        last = self.chain[-1][0]
+        return BlockPlan(
+            units=tuple(_geometry(*unit) for unit in self.chain),
+            downsample=None if self.projection is None else _geometry(*self.projection),
+            residual_stride=self.residual_stride,
+            pointwise_tail=last.kernel_size == (1, 1) and last.stride == (1, 1),
+            dtype=dtype,
+        )
+
+
+def run_blocks(x: Tensor, blocks: list[Parts]) -> Tensor:
+    """Residual blocks one after the other; differentiable in x and in every parameter.
 
     Raises:
         ValueError: a norm that needs the batch's statistics would see one value a channel.
     """
-    size = tuple(x.shape)
-    for conv, norm in chain:
-        size = _output_size(conv, size)
-        _require_values(norm, size)
-    if projection is not None:
-        _require_values(projection[1], _output_size(projection[0], tuple(x.shape)))
+    size, counts = tuple(x.shape), []
+    for parts in blocks:
+        sizes = parts.sizes(size)
+        for (_, norm), output in zip(parts.units(), sizes, strict=True):
+            _require_values(norm, output)
+            counts.append(output[0] * output[2] * output[3])
+        size = sizes[len(parts.chain) - 1]
     dtype = compute_dtype(x)
-    last = chain[-1][0]
-    plan = BlockPlan(
-        units=tuple(_geometry(*unit) for unit in chain),
-        downsample=None if projection is None else _geometry(*projection),
-        residual_stride=residual_stride,
-        pointwise_tail=len(chain) > 1 and last.kernel_size == (1, 1) and last.stride == (1, 1),
-        dtype=dtype,
-    )
-    units = [*chain, *([projection] if projection is not None else [])]
+    units = [unit for parts in blocks for unit in parts.units()]
     tensors = [tensor for unit in units for tensor in _tensors(*unit)]
-    out, *statistics = ResidualFunction.apply(plan, _dense(x, dtype), *tensors)
-    counts = [size[0] * size[2] * size[3] for size in _sizes(x, chain, projection)]
+    plans = tuple(parts.plan(dtype) for parts in blocks)
+    out, *statistics = ResidualFunction.apply(plans, _dense(x, dtype), *tensors)
     for (_, norm), mean, var, count in zip(units, statistics[::2], statistics[1::2], counts, strict=True):
         _update(norm, mean, var, count)
     return out
 
 
-def _sizes(x: Tensor, chain, projection) -> list[tuple[int, ...]]:
-    sizes, size = [], tuple(x.shape)
-    for conv, _ in chain:
-        size = _output_size(conv, size)
-        sizes.append(size)
-    return sizes if projection is None else [*sizes, _output_size(projection[0], tuple(x.shape))]
-
-
 def run_stem(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d | None) -> Tensor:
-    """`pool(relu(norm(conv(x))))`, differentiable; raises as `run_block`."""
+    """`pool(relu(norm(conv(x))))`, differentiable; raises as `run_blocks`."""
     size = _output_size(conv, tuple(x.shape))
     _require_values(norm, size)
     dtype = compute_dtype(x)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_resnet
 from fused_resnet import BasicBlock, Bottleneck, use_backend
+from fused_resnet.blocks import stage_forward
 from fused_resnet.ops import dispatch
 from tests.test_blocks import CASES, BlockCase, randomise
 
@@ -33,6 +34,17 @@ def step(block, x, grad=None, backend="reference"):
         y = block(x)
     y.backward(torch.ones_like(y) if grad is None else grad)
     return {"y": y.detach(), "x": x.grad, **{n: p.grad for n, p in block.named_parameters() if p.grad is not None}}
+
+
+def functions(y):
+    """How many fused Functions lie behind y."""
+    seen, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return sum("ResidualFunction" in node.name() for node in seen)
 
 
 def fused_path(block, x):
@@ -137,6 +149,26 @@ def test_the_stem_and_a_whole_network():
     nn.functional.cross_entropy(twin(x), target).backward()
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_chain_of_blocks_hands_its_gradient_down_masked():
+    """One Function for a stage: torch's gradients, and no block but the last reads its output to mask a gradient."""
+    projected = BlockCase("", Bottleneck, 8, 4, 1, "projection").module
+    stage = nn.Sequential(projected(), *(BlockCase("", Bottleneck, 16, 4).module() for _ in range(2))).double().train()
+    twin, x = copy.deepcopy(stage), torch.randn(2, 8, 5, 6, dtype=F64)
+    grad = torch.randn(2, 16, 5, 6, dtype=F64)
+    leaf = x.clone().requires_grad_()
+    with use_backend("reference"):
+        y = stage_forward(stage, leaf)
+    assert functions(y) == 1
+    y.backward(grad)
+    theirs = step(twin, x, grad, "auto")
+    ours = {"y": y.detach(), "x": leaf.grad, **{name: p.grad for name, p in stage.named_parameters()}}
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    stage[1].register_forward_hook(lambda *_: None)
+    with use_backend("reference"):
+        assert functions(stage_forward(stage, leaf)) == 3, "a hook between two blocks sees what it would see in torch's"
 
 
 def test_a_failure_in_the_middle_changes_nothing(monkeypatch):

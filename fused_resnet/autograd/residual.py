@@ -1,4 +1,4 @@
-"""The residual block as one autograd Function: raw ops in order, and what is kept between them.
+"""The residual block, forward and backward: raw ops in order, and what is kept between them.
 
 Forward, every convolution reads its producer's raw output through the norm's prologue and leaves its own statistics
 behind; backward, every convolution reads the masked gradient and its own output through `dz = a g + b z + c`.  Kept
@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ops import training as raw
 from . import norm, pointwise_tail, shortcut
 from .norm import Affine, Normalized
 
 # weight, norm weight, norm bias, constant mean, constant variance
-_TENSORS_A_UNIT = 5
+TENSORS_A_UNIT = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _units(plan: BlockPlan, tensors: Sequence[Tensor | None]) -> tuple[list[Unit
     geometries = [*plan.units, *([plan.downsample] if plan.downsample else [])]
     units = []
     for i, geometry in enumerate(geometries):
-        weight, *vectors = tensors[i * _TENSORS_A_UNIT : (i + 1) * _TENSORS_A_UNIT]
+        weight, *vectors = tensors[i * TENSORS_A_UNIT : (i + 1) * TENSORS_A_UNIT]
         units.append(Unit(weight.to(plan.dtype), Affine(*vectors, geometry.eps), geometry))
     return (units[:-1], units[-1]) if plan.downsample else (units, None)
 
@@ -126,18 +125,22 @@ def block_backward(
     plan: BlockPlan,
     kept: Kept,
     x: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     grad: Tensor,
     tensors: Sequence[Tensor | None],
     needs: list[bool],
+    mask_dx: bool,
 ) -> list[Tensor | None]:
-    """The gradients of x and of `tensors`, in their order, None where `needs` says so.
+    """The gradients of x and of `tensors`, in their order.
 
-    `needs` is of x and of `tensors`; what only a frozen part would need is not computed.
+    Args:
+        out: the block's output, by which `grad` is masked; None where it is masked already.
+        needs: which gradients are wanted, of x and of `tensors`; what only the others would need is not computed.
+        mask_dx: mask x's gradient by x > 0, x being the output of a block that would do so next.
     """
     units, projection = _units(plan, tensors)
     found: list[Tensor | None] = [None] * len(needs)
-    wanted = [any(needs[1 + i * _TENSORS_A_UNIT : 1 + (i + 1) * _TENSORS_A_UNIT]) for i in range(len(units))]
+    wanted = [any(needs[1 + i * TENSORS_A_UNIT : 1 + (i + 1) * TENSORS_A_UNIT]) for i in range(len(units))]
     # below(i): whether anything before unit i wants a gradient
     below = [needs[0] or any(wanted[:i]) for i in range(len(units) + 1)]
 
@@ -151,14 +154,14 @@ def block_backward(
         _put_norm(found, i, backward)
         scale, shift, mean = (in_norm.scale, in_norm.shift, in_norm.mean) if in_norm else (None, None, None)
         coefficients = (backward.a, backward.b, backward.c)
-        if needs[1 + i * _TENSORS_A_UNIT]:
+        if needs[1 + i * TENSORS_A_UNIT]:
             size = list(unit.weight.shape)
-            found[1 + i * _TENSORS_A_UNIT] = raw.conv_wgrad(
+            found[1 + i * TENSORS_A_UNIT] = raw.conv_wgrad(
                 g, z, *coefficients, source, scale, shift, size, *unit.window
             )
         if not below[i]:
             break
-        masked = (source, scale, shift, mean) if i else (None, None, None, None)
+        masked = (source, scale, shift, mean) if i else _sign_mask(x, backward.a) if mask_dx else (None,) * 4
         added = (None, None) if i else (skip, skip_out)
         size = list(source.shape)
         g, sum_g, sum_gz = raw.conv_dgrad(g, z, *coefficients, unit.weight, size, *unit.window, *masked, *added)
@@ -169,8 +172,14 @@ def block_backward(
     return found
 
 
+def _sign_mask(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x as its own mask, x * 1 + 0 > 0, in the form of a norm's output; `like` has the vectors' dtype."""
+    zeros = torch.zeros(x.shape[1], dtype=like.dtype, device=like.device)
+    return x, zeros + 1, zeros, zeros
+
+
 def _put_norm(found: list, unit: int, backward: norm.Backward) -> None:
-    found[2 + unit * _TENSORS_A_UNIT], found[3 + unit * _TENSORS_A_UNIT] = backward.weight, backward.bias
+    found[2 + unit * TENSORS_A_UNIT], found[3 + unit * TENSORS_A_UNIT] = backward.weight, backward.bias
 
 
 def _last(plan, kept, out, grad, units, below, found) -> tuple[Tensor | None, norm.Backward | None]:
@@ -182,7 +191,7 @@ def _last(plan, kept, out, grad, units, below, found) -> tuple[Tensor | None, no
         return g, norm.backward(normalized, sum_g, sum_gz, count)
     last = len(units) - 1
     tail = pointwise_tail.gradients(kept.tail, grad, out, z, normalized.scale, normalized.shift, units[last].weight, 1)
-    found[1 + last * _TENSORS_A_UNIT] = tail.weight
+    found[1 + last * TENSORS_A_UNIT] = tail.weight
     _put_norm(found, last, norm.Backward(tail.t, None, None, tail.bn_weight, tail.bn_bias))
     g, sum_g, sum_gz = raw.gram_backward_finish(
         tail.t,
@@ -200,7 +209,7 @@ def _last(plan, kept, out, grad, units, below, found) -> tuple[Tensor | None, no
 def _skip(plan, kept, x, out, grad, projection, needs, found) -> tuple[Tensor | None, Tensor | None]:
     """What the shortcut adds to x's gradient: a map, and the output that masks it where it is not masked yet."""
     if projection is not None:
-        first = 1 + len(plan.units) * _TENSORS_A_UNIT
+        first = 1 + len(plan.units) * TENSORS_A_UNIT
         if not (needs[0] or any(needs[first:])):
             return None, None
         skip, gradients = shortcut.projection_backward(kept.projection, grad, out, x, _projection(projection), needs[0])
@@ -211,60 +220,3 @@ def _skip(plan, kept, x, out, grad, projection, needs, found) -> tuple[Tensor | 
     if plan.residual_stride == 1 and x.shape[1] == grad.shape[1]:
         return grad, out
     return shortcut.option_a_backward(grad, out, x.shape, plan.residual_stride), None
-
-
-class ResidualFunction(torch.autograd.Function):
-    """`out, *statistics = ResidualFunction.apply(plan, x, *tensors)`.
-
-    `tensors`: for each convolution, the projection's last: weight, norm weight, norm bias, and where its statistics are
-    constants, their mean and variance.  `statistics`: mean and biased variance of each norm, not differentiable.
-    """
-
-    @staticmethod
-    def forward(ctx, plan: BlockPlan, x: Tensor, *tensors: Tensor | None):
-        # Outside, autocast chose the maps' dtype; inside, it must not choose the vectors'.
-        with torch.autocast(x.device.type, enabled=False):
-            out, kept = block_forward(plan, x, tensors)
-        tails = [tail for tail in (kept.tail, kept.projection) if tail is not None]
-        norms = [*kept.norms, *(tail.norm for tail in tails)]
-        statistics = [vector for normalized in norms for vector in (normalized.mean, normalized.var)]
-        ctx.plan = plan
-        ctx.batch = [normalized.batch for normalized in norms]
-        ctx.layout = (len(tensors), len(kept.maps), kept.tail is not None, kept.projection is not None)
-        vectors = [vector for normalized in norms for vector in normalized[:5]]
-        sums = [tensor for tail in tails for tensor in tail[1:]]
-        ctx.save_for_backward(x, out, *tensors, *kept.maps, *vectors, *sums)
-        ctx.mark_non_differentiable(*statistics)
-        # or autograd makes zeros for each statistic
-        ctx.set_materialize_grads(False)
-        return (out, *statistics)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor | None, *_):
-        if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        x, out, tensors, kept = _restore(ctx)
-        needs = list(ctx.needs_input_grad[1:])
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):
-            found = block_backward(ctx.plan, kept, x, out, grad, tensors, needs)
-        wanted = (x, *tensors)
-        cast = [
-            gradient.to(tensor.dtype) if need and gradient is not None else None
-            for need, gradient, tensor in zip(needs, found, wanted, strict=True)
-        ]
-        return (None, *cast)
-
-
-def _restore(ctx) -> tuple[Tensor, Tensor, list[Tensor | None], Kept]:
-    """The saved tensors in the shape that `block_forward` made them."""
-    count, maps, has_tail, has_projection = ctx.layout
-    x, out, *rest = ctx.saved_tensors
-    tensors, rest = rest[:count], rest[count:]
-    stored, rest = rest[:maps], rest[maps:]
-    norms = [Normalized(*rest[5 * i : 5 * i + 5], batch=batch) for i, batch in enumerate(ctx.batch)]
-    sums = rest[5 * len(ctx.batch) :]
-    tails = [pointwise_tail.Tail(normalized, *sums[3 * i : 3 * i + 3]) for i, normalized in enumerate(norms[maps:])]
-    tail = tails.pop(0) if has_tail else None
-    return x, out, tensors, Kept(stored, norms[:maps], tail, tails.pop(0) if has_projection else None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3
+from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3, stage_forward
 from ..stem import head_pool, stem_forward
 from .resnet import initialise
 
@@ -80,16 +80,11 @@ class CifarResNet(nn.Module):
         # TorchScript cannot pass a module to a function, so a scripted model calls the modules itself.
         if torch.jit.is_scripting():
             x = self.relu(self.bn1(self.conv1(x)))
+            x = self.avgpool(self.layer3(self.layer2(self.layer1(x))))
         else:
             x = stem_forward(self.conv1, self.bn1, self.relu, None, x)
-
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-
-        if torch.jit.is_scripting():
-            x = self.avgpool(x)
-        else:
+            for stage in (self.layer1, self.layer2, self.layer3):
+                x = stage_forward(stage, x)
             x = head_pool(self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, Bottleneck, conv1x1
+from ..blocks import BasicBlock, Bottleneck, conv1x1, stage_forward
 from ..stem import head_pool, stem_forward
 from .weights import build_with_weights, fix, torchvision_builder
 
@@ -106,17 +106,12 @@ class ResNet(nn.Module):
         # TorchScript cannot pass a module to a function, so a scripted model calls the modules itself.
         if torch.jit.is_scripting():
             x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        else:
-            x = stem_forward(self.conv1, self.bn1, self.relu, self.maxpool, x)
-
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
-
-        if torch.jit.is_scripting():
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
             x = self.avgpool(x)
         else:
+            x = stem_forward(self.conv1, self.bn1, self.relu, self.maxpool, x)
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                x = stage_forward(stage, x)
             x = head_pool(self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 
