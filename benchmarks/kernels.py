@@ -1,6 +1,7 @@
 """Compiles every Triton kernel ahead of time and reports what each needs: no GPU, nothing is timed.
 
     python -m benchmarks.kernels [--json FILE] [--arch 80 90 100] [--model resnet18 resnet50] [--dtype bfloat16]
+                                 [--mode inference training]
 
 Convolutions are those of batch 256, each with the tile and constants that the launcher would use on that architecture
 (both ways of loading where tensor descriptors apply), beside the passes and poolings.  Exits with 1 when a kernel does
@@ -25,8 +26,10 @@ from fused_resnet.tuning import Choice, lookup
 
 from . import _aot
 from ._convolutions import MODELS, Convolution, convolutions
+from ._training_kernels import training_plans
 
 ARCHITECTURES = (80, 90, 100)
+MODES = ("inference", "training")
 BATCH = 256
 _OP = "conv_scale_shift_act"
 
@@ -43,14 +46,18 @@ class Row:
     plan: planning.LaunchPlan
 
 
-def rows_of(models: Iterable[str], arch: int, dtype: str, batch: int = BATCH) -> list[Row]:
+def rows_of(
+    models: Iterable[str], arch: int, dtype: str, batch: int = BATCH, modes: Iterable[str] = MODES[:1]
+) -> list[Row]:
     """The distinct kernels of `models` on sm_`arch`, in the order they run."""
     found: dict[str, Row] = {}
-    for model in models:
-        for row in (row for conv in convolutions(model, batch) for row in _conv_rows(model, conv, arch, dtype)):
+    for mode in modes:
+        rows_of_conv = _conv_rows if mode == "inference" else _training_rows
+        for model in models:
+            for row in (row for conv in convolutions(model, batch) for row in rows_of_conv(model, conv, arch, dtype)):
+                found.setdefault(_identity(row), row)
+        for row in _other_rows(arch, dtype, batch) if mode == "inference" else ():
             found.setdefault(_identity(row), row)
-    for row in _other_rows(arch, dtype, batch):
-        found.setdefault(_identity(row), row)
     return list(found.values())
 
 
@@ -79,6 +86,15 @@ def _conv_rows(model: str, conv: Convolution, arch: int, dtype: str) -> list[Row
         rows.append(Row(arch, model, conv.name, conv.shape.key(), _tile(each), plan))
     pass_plan = planning.plan_scale_shift_act(BATCH, conv.shape.p, conv.shape.q, conv.shape.k, dtype, _epilogue(conv))
     return [*rows, Row(arch, model, conv.name, conv.shape.key(), "", pass_plan)]
+
+
+def _training_rows(model: str, conv: Convolution, arch: int, dtype: str) -> list[Row]:
+    rows = []
+    for plan in training_plans(conv, arch, dtype):
+        extents = [str(plan.constexprs[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in plan.constexprs]
+        tile = f"{'x'.join(extents)} w{plan.num_warps} s{plan.num_stages}"
+        rows.append(Row(arch, model, conv.name, conv.shape.key(), tile, plan))
+    return rows
 
 
 def _tile(choice: Choice) -> str:
@@ -180,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, 90 for sm_90")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "tfloat32", "float32"), default="bfloat16")
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES[:1], help="which ops' kernels")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="compiler processes")
     options = parser.parse_args(arguments)
     try:
@@ -191,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it", file=sys.stderr)
         return 2
     start = time.monotonic()
-    rows = [row for arch in options.arch for row in rows_of(options.model, arch, options.dtype)]
+    rows = [row for arch in options.arch for row in rows_of(options.model, arch, options.dtype, modes=options.mode)]
     results = compile_all(rows, options.jobs)
     print_table(results)
     print(f"{len(results)} kernels for {len(options.arch)} architectures in {time.monotonic() - start:.0f} s,"

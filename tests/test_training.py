@@ -120,6 +120,20 @@ def test_gradients_are_no_worse_than_eagers(case, dtype):
     assert statistics.median(medians.values()) <= middle, medians
 
 
+@pytest.mark.parametrize("case", [TRAINED[2], TRAINED[3], TRAINED[5]], ids=lambda case: case.id)
+def test_triton_trains_a_block(case):
+    """Through the interpreter where there is no GPU; against float64, beside torch's own float32."""
+    block, x = fresh(case, torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    block, x = block.to(device), x.to(device)
+    grad = torch.randn_like(copy.deepcopy(block)(x).detach())
+    exact = step(copy.deepcopy(block).double(), x.double(), grad.double(), "auto")
+    eager, ours = step(copy.deepcopy(block), x, grad, "auto"), step(block, x, grad, "triton")
+    for name, gold in exact.items():
+        errors = [((found[name].double() - gold).norm() / gold.norm()).item() for found in (ours, eager)]
+        assert errors[0] <= 2 * errors[1] + 1e-6, name
+
+
 def test_running_statistics_over_ten_steps():
     for momentum in (0.1, None):
         torch.manual_seed(1)

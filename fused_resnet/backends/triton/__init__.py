@@ -7,6 +7,9 @@ A measured tuning entry always decides the algorithm.  Where there is none for t
 asked for by name, the implicit GEMM runs with `tuning.heuristics.default`'s tile; under `auto` (the functions ending in
 `_auto`) ATen's convolution does, which on a GPU is cuDNN's, followed by one pass for scale, shift, residual and ReLU.
 Grouped and dilated convolutions always take ATen's and that pass.
+
+The training ops are in `training.py` and `training_gram.py`, which launch the plans of `training_plan.py`; their
+convolutions are never grouped or dilated, and never ATen's.
 """
 
 from __future__ import annotations
@@ -16,13 +19,39 @@ from torch import Tensor
 from ...shapes import ConvShape
 from ...tuning import Choice, lookup
 from .availability import unavailable_reason, unsupported_reason
+from .training import (
+    bn_act_backward,
+    bn_add_act,
+    bn_finalize,
+    bn_relu_maxpool,
+    bn_relu_maxpool_backward,
+    channel_stats,
+    conv_dgrad,
+    conv_stats,
+    conv_wgrad,
+)
+from .training_gram import conv1x1_bn_add_act, gram, gram_backward_finish, gram_finalize, gram_products
 
 __all__ = [
+    "bn_act_backward",
+    "bn_add_act",
+    "bn_finalize",
+    "bn_relu_maxpool",
+    "bn_relu_maxpool_backward",
+    "channel_stats",
+    "conv1x1_bn_add_act",
     "conv_bn_relu_maxpool",
     "conv_bn_relu_maxpool_auto",
+    "conv_dgrad",
     "conv_scale_shift_act",
     "conv_scale_shift_act_auto",
+    "conv_stats",
+    "conv_wgrad",
     "global_avg_pool",
+    "gram",
+    "gram_backward_finish",
+    "gram_finalize",
+    "gram_products",
     "option_a_shortcut",
     "unavailable_reason",
     "unsupported_reason",

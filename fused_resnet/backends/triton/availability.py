@@ -51,7 +51,11 @@ def unavailable_reason() -> str | None:
 
 
 def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **arguments) -> str | None:
-    """None where the kernels take this call, else why not.  Shapes, strides, groups and dilation are all taken."""
+    """None where the kernels take this call, else why not.
+
+    Shapes and strides are all taken, groups and dilation by every op but `conv_stats`, which has no ATen to turn to."""
+    if op == "conv_stats" and (arguments.get("groups", 1) != 1 or any(d != 1 for d in arguments.get("dilation", ()))):
+        return "its conv_stats takes ungrouped, undilated convolutions; elsewhere use torch's and channel_stats"
     if x.dtype not in DTYPES:
         return f"its kernels take float16, bfloat16 and float32, got {x.dtype}"
     if interpreting():

@@ -3,6 +3,17 @@
 from .conv import conv_pointer, conv_runs, conv_tma
 from .pointwise import option_a_shortcut, scale_shift_act
 from .pool import global_avg_pool, max_pool
+from .training_dgrad import conv_dgrad, conv_gram_finish
+from .training_fprop import conv_bn_add_act, conv_stats
+from .training_pointwise import (
+    bn_act_backward,
+    bn_add_act,
+    bn_finalize,
+    bn_relu_maxpool,
+    bn_relu_maxpool_backward,
+    channel_stats,
+)
+from .training_wgrad import conv_gram, conv_wgrad
 
 KERNELS = {
     "conv_pointer": conv_pointer,
@@ -12,4 +23,16 @@ KERNELS = {
     "option_a_shortcut": option_a_shortcut,
     "max_pool": max_pool,
     "global_avg_pool": global_avg_pool,
+    "conv_stats": conv_stats,
+    "conv_bn_add_act": conv_bn_add_act,
+    "conv_dgrad": conv_dgrad,
+    "conv_gram_finish": conv_gram_finish,
+    "conv_wgrad": conv_wgrad,
+    "conv_gram": conv_gram,
+    "channel_stats": channel_stats,
+    "bn_add_act": bn_add_act,
+    "bn_finalize": bn_finalize,
+    "bn_act_backward": bn_act_backward,
+    "bn_relu_maxpool": bn_relu_maxpool,
+    "bn_relu_maxpool_backward": bn_relu_maxpool_backward,
 }

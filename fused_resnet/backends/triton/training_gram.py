@@ -1,0 +1,110 @@
+"""The training ops of a 1x1 convolution whose output is never stored before its batch norm, over Triton kernels.
+
+The algebra is that of the Gram matrix; see `fused_resnet.ops.training`.  How tensors reach a kernel and partials are
+summed: `training.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...shapes import ConvShape, pair
+from ..reference_training import gram_finalize
+from . import launch
+from . import training_plan as planning
+from .launch import dense_nhwc
+from .training import _dgrad, _machine, _map, _norm, _output, _partials, _residual, _summed, _types, _vector, _wgrad
+
+__all__ = ["conv1x1_bn_add_act", "gram", "gram_backward_finish", "gram_finalize", "gram_products"]
+
+
+def _pointwise_shape(z: Tensor, filters: int, stride: int | tuple[int, int]) -> ConvShape:
+    stride = pair(stride if isinstance(stride, int) else tuple(stride))
+    return ConvShape(*z.shape, filters, 1, 1, stride)
+
+
+def conv1x1_bn_add_act(
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: tuple[int, int],
+    residual_stride: int,
+    act: str,
+) -> Tensor:
+    """`act(scale * conv1x1(relu(z * in_scale + in_shift)) + shift + shortcut(residual))`."""
+    shape = _pointwise_shape(z, weight.shape[0], stride)
+    z, weight = dense_nhwc(z), dense_nhwc(weight.to(z.dtype))
+    y = _output(z, (shape.n, shape.k, shape.p, shape.q))
+    vectors = {"scale_ptr": _vector(scale), "shift_ptr": _vector(shift)} | _norm(in_scale, in_shift)
+    tensors = {"x_ptr": z, "w_ptr": weight, "y_ptr": y, "residual_ptr": _map(residual)} | vectors
+    described = _residual(residual, residual_stride)
+    launch.run(planning.plan_conv_bn_add_act(shape, *_machine(z), _types(tensors), described, act == "relu"), tensors)
+    return y
+
+
+def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A centre (C,), and the sum (C,) and the Gram matrix (C, C) of the strided activations about it, float32."""
+    c = z.shape[1]
+    shape = _pointwise_shape(z, c, stride)
+    z = dense_nhwc(z)
+    center = _partials(z, c)
+    inputs = {"z_ptr": z, "center_ptr": center} | _norm(in_scale, in_shift)
+    types = _types(inputs) + (("y_ptr", "fp32"), ("total_ptr", "fp32"))
+    plan, splits = planning.plan_gram(shape, *_machine(z), types)
+    slices, total = _partials(z, splits, c, c), _partials(z, splits, c)
+    launch.run(plan, inputs | {"y_ptr": slices, "total_ptr": total})
+    return center, total.sum(0), slices.sum(0)
+
+
+def gram_products(
+    grad: Tensor,
+    out: Tensor | None,
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    center: Tensor,
+    weight: Tensor,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`g^T a` (K, C), the sums of g (K,), and `g @ weight` (N, C, P, Q), where g is `grad` masked by `out`.
+
+    Two launches, each of which reads grad and out."""
+    shape = _pointwise_shape(z, grad.shape[1], stride)
+    gradient = {"g_ptr": dense_nhwc(grad), "out_ptr": _map(out), "z_ptr": None, "a_ptr": None, "b_ptr": None}
+    gradient["c_ptr"] = None
+    source = {"x_ptr": dense_nhwc(z), "center_ptr": _vector(center)} | _norm(in_scale, in_shift)
+    products, sums = _wgrad(shape, gradient | source, totals=True)
+    size = (shape.n, shape.c, shape.p, shape.q)
+    t, _, _ = _dgrad(gradient, weight[:, :, None, None], size, (1, 1), (0, 0))
+    return products, sums, t
+
+
+def gram_backward_finish(
+    t: Tensor,
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    center: Tensor,
+    quadratic: Tensor,
+    constant: Tensor,
+    below_mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`t + (prologue(z) - center) @ quadratic + constant`, masked by the prologue's ReLU, and its sums.
+
+    In half precision `quadratic` is multiplied as the sum of two matrices, of its leading and of its trailing bits."""
+    t, z = dense_nhwc(t), dense_nhwc(z)
+    n, c, p, q = z.shape
+    rows = n * p * q
+    g, sums = _output(t, (n, c, p, q)), _partials(t, planning.tiles_of(rows), 2, c)
+    vectors = {"constant_ptr": _vector(constant), "mean_ptr": _vector(below_mean), "center_ptr": _vector(center)}
+    leading = quadratic.to(z.dtype).contiguous()
+    trailing = None if z.dtype == torch.float32 else (quadratic - leading.to(quadratic.dtype)).to(z.dtype).contiguous()
+    maps = {"t_ptr": t, "z_ptr": z, "w_ptr": leading, "w_low_ptr": trailing, "y_ptr": g, "sums_ptr": sums}
+    tensors = maps | vectors | _norm(in_scale, in_shift)
+    launch.run(planning.plan_gram_finish(rows, c, *_machine(z), _types(tensors)), tensors)
+    return g, *_summed(sums)
