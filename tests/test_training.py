@@ -319,3 +319,13 @@ def test_wide_means_train_better_than_eager():
     eager = step(copy.deepcopy(block), x, grad, "auto")["conv3.weight"]
     ours = step(copy.deepcopy(block), x, grad)["conv3.weight"]
     assert (ours - exact).norm() < (eager - exact).norm()
+
+
+def test_a_backend_that_is_not_there_is_an_error_in_training_too(monkeypatch):
+    block, x = fresh(TRAINED[3])
+    for name, error in (("nonsense", ValueError), ("triton", fused_resnet.BackendError)):
+        monkeypatch.setattr(dispatch, "_requested", name)
+        monkeypatch.setattr(dispatch, "_available", lambda name: None)
+        monkeypatch.setattr(dispatch, "unavailable_reason", lambda name: "nobody knows")
+        with pytest.raises(error, match="unknown backend 'nonsense'|not available here: nobody knows"):
+            block(x)

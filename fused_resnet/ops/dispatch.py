@@ -46,8 +46,9 @@ class use_backend:
 
     `"auto"`, the default, picks the fastest backend that is available and valid for the device, dtype and shape.  Under
     any other name every raw op runs there or raises; blocks that must take the unfused path (see
-    `fused_resnet.explain`) still take it.  The choice is the process's, not the thread's, as torch.backends' flags.
-    The environment variable FUSED_RESNET_BACKEND sets the initial choice.
+    `fused_resnet.explain`), or train on a backend without the training ops, still take torch's modules.  The choice is
+    the process's, not the thread's, as torch.backends' flags.  The environment variable FUSED_RESNET_BACKEND sets the
+    initial choice.
 
     Raises:
         ValueError: no backend has that name.
@@ -79,6 +80,11 @@ def _available(name: str) -> ModuleType | None:
     return load(name) if unavailable_reason(name) is None else None
 
 
+def _named(name: str) -> ModuleType:
+    """The backend asked for by name; raises as `use_backend` where there is none."""
+    return (_available(name) if name in BACKENDS else None) or _require_available(name)
+
+
 def _require_available(name: str) -> ModuleType:
     if name not in BACKENDS:
         expected = ", ".join([AUTO, *BACKENDS])
@@ -104,12 +110,11 @@ def _unsupported_reason(backend: ModuleType, op: str, x: Tensor, arguments: dict
 
 def trains_by_name() -> bool:
     """Whether a backend was asked for by name and has the training ops; `auto` trains through torch's own modules."""
-    return _requested != AUTO and hasattr(_available(_requested), "conv_stats")
+    return _requested != AUTO and hasattr(_named(_requested), "conv_stats")
 
 
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:
-    backend = _available(name) if name in BACKENDS else None
-    backend = backend or _require_available(name)
+    backend = _named(name)
     reason = _unsupported_reason(backend, op, x, arguments)
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run {op}: {reason}; use_backend('auto') picks one that can")
