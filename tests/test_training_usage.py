@@ -1,0 +1,137 @@
+"""Training as people train: frozen parts, autocast, checkpointing, odd norms and batches, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fused_resnet
+from fused_resnet import Bottleneck, use_backend
+from fused_resnet.ops import dispatch
+from tests.test_blocks import CASES, randomise
+from tests.test_training import TRAINED, fresh, step
+
+
+def test_frozen_parts_cost_and_get_nothing():
+    block, x = fresh(TRAINED[3])
+    block.conv1.requires_grad_(False)
+    block.bn1.eval().requires_grad_(False)
+    twin = copy.deepcopy(block)
+    ours, theirs = step(block, x), step(twin, x, backend="auto")
+    assert "conv1.weight" not in ours and ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-9)
+    with use_backend("reference"):
+        assert not block.requires_grad_(False)(x).requires_grad
+
+
+def test_autocast_keeps_master_weights_gradients_in_float32():
+    block, x = fresh(TRAINED[5], torch.float32)
+    twin = copy.deepcopy(block)
+
+    def run(block, backend):
+        with torch.autocast("cpu", torch.bfloat16):
+            return step(block, x, backend=backend)
+
+    ours, theirs = run(block, "reference"), run(twin, "auto")
+    for name in theirs:
+        assert ours[name].dtype == theirs[name].dtype, name
+    exact = step(copy.deepcopy(twin).double(), x.double(), backend="auto")
+    weight = "conv1.weight"
+    errors = [(g[weight].double() - exact[weight]).norm() for g in (ours, theirs)]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_checkpointing_accumulating_and_retaining():
+    block, x = fresh(TRAINED[3])
+    plain = step(copy.deepcopy(block), x)
+    with use_backend("reference"):
+        leaf = x.clone().requires_grad_()
+        checkpointed = copy.deepcopy(block)
+        checkpoint(checkpointed, leaf, use_reentrant=False).sum().backward()
+        torch.testing.assert_close(leaf.grad, plain["x"])
+        leaf, twice = x.clone().requires_grad_(), copy.deepcopy(block)
+        loss = twice(leaf).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        torch.testing.assert_close(leaf.grad, 2 * plain["x"])
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(block(leaf).square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+def test_one_value_a_channel_is_refused_in_torchs_words():
+    block = Bottleneck(16, 4).train()
+    x = torch.randn(1, 16, 1, 1)
+    before = copy.deepcopy(block.state_dict())
+    for backend in ("auto", "reference"):
+        with (
+            pytest.raises(ValueError, match="Expected more than 1 value per channel when training"),
+            use_backend(backend),
+        ):
+            block(x)
+    after = block.state_dict()
+    assert torch.equal(after["bn2.running_mean"], before["bn2.running_mean"])
+
+
+def test_auto_and_what_the_functions_do_not_know_train_through_torchs_modules():
+    block, x = fresh(TRAINED[3])
+    with dispatch.recording() as decisions:
+        block(x)
+    assert decisions[0].unfused_reason == "bn1 is in training mode"
+    for change, reason in (
+        (lambda b: b.conv1.register_forward_hook(lambda *_: None), "conv1 has a hook"),
+        (lambda b: setattr(b, "bn2", nn.SyncBatchNorm(4).double()), "bn2 is SyncBatchNorm, not BatchNorm2d"),
+    ):
+        changed = copy.deepcopy(block)
+        change(changed)
+        with use_backend("reference"):
+            assert changed.untrainable_reason(x) == reason
+    grouped = next(case for case in CASES if case.id == "bottleneck grouped").module().train()
+    with use_backend("reference"):
+        assert grouped.untrainable_reason(torch.randn(1, 32, 4, 4)).startswith("conv2 is grouped or dilated")
+
+
+def test_an_empty_batch_trains_as_torchs():
+    block, x = fresh(TRAINED[3])
+    before = copy.deepcopy(block.state_dict())
+    found = step(block, x[:0])
+    assert found["y"].shape[0] == 0 and found["conv1.weight"].count_nonzero() == 0
+    assert torch.equal(block.bn1.running_mean, before["bn1.running_mean"])
+
+
+def test_norms_without_affine_or_statistics():
+    block, x = fresh(TRAINED[3])
+    block.bn1 = nn.BatchNorm2d(4, affine=False).double()
+    block.bn2 = nn.BatchNorm2d(4, track_running_stats=False).double()
+    for training in (True, False):
+        twin = copy.deepcopy(block.train(training))
+        ours, theirs = step(copy.deepcopy(block), x), step(twin, x, backend="auto")
+        for name, expected in theirs.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_means_train_better_than_eager():
+    """Mean over deviation of 60 in every channel: centred sums keep the weight gradients, eager's float32 does not."""
+    torch.manual_seed(4)
+    block = randomise(Bottleneck(16, 4)).train()
+    with torch.no_grad():
+        block.bn2.bias.fill_(60.0)
+    x, grad = torch.randn(4, 16, 14, 14), torch.randn(4, 16, 14, 14)
+    exact = step(copy.deepcopy(block).double(), x.double(), grad.double(), "auto")["conv3.weight"]
+    eager = step(copy.deepcopy(block), x, grad, "auto")["conv3.weight"]
+    ours = step(copy.deepcopy(block), x, grad)["conv3.weight"]
+    assert (ours - exact).norm() < (eager - exact).norm()
+
+
+def test_a_backend_that_is_not_there_is_an_error_in_training_too(monkeypatch):
+    block, x = fresh(TRAINED[3])
+    for name, error in (("nonsense", ValueError), ("triton", fused_resnet.BackendError)):
+        monkeypatch.setattr(dispatch, "_requested", name)
+        monkeypatch.setattr(dispatch, "_available", lambda name: None)
+        monkeypatch.setattr(dispatch, "unavailable_reason", lambda name: "nobody knows")
+        with pytest.raises(error, match="unknown backend 'nonsense'|not available here: nobody knows"):
+            block(x)
