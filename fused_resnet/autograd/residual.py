@@ -141,10 +141,10 @@ def block_backward(
     units, projection = _units(plan, tensors)
     found: list[Tensor | None] = [None] * len(needs)
     wanted = [any(needs[1 + i * TENSORS_A_UNIT : 1 + (i + 1) * TENSORS_A_UNIT]) for i in range(len(units))]
-    # below(i): whether anything before unit i wants a gradient
-    below = [needs[0] or any(wanted[:i]) for i in range(len(units) + 1)]
+    # below[i]: whether anything before unit i wants a gradient
+    below = [needs[0] or any(wanted[:i]) for i in range(len(units))]
 
-    g, backward = _last(plan, kept, out, grad, units, below, found)
+    g, backward = _last(plan, kept, out, grad, units, found)
     # A basic block's masked gradient is at hand; a bottleneck's never is.
     mask, unmasked = (out, grad) if plan.pointwise_tail else (None, g)
     skip, skip_out = _skip(plan, kept, x, mask, unmasked, projection, needs, found)
@@ -182,7 +182,7 @@ def _put_norm(found: list, unit: int, backward: norm.Backward) -> None:
     found[2 + unit * TENSORS_A_UNIT], found[3 + unit * TENSORS_A_UNIT] = backward.weight, backward.bias
 
 
-def _last(plan, kept, out, grad, units, below, found) -> tuple[Tensor | None, norm.Backward | None]:
+def _last(plan, kept, out, grad, units, found) -> tuple[Tensor, norm.Backward]:
     """From the block's gradient to that of the last stored norm's output, masked, with its backward coefficients."""
     z, normalized = kept.maps[-1], kept.norms[-1]
     count = z.shape[0] * z.shape[2] * z.shape[3]
