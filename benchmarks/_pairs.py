@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fused_resnet
 from fused_resnet._torchvision import import_torchvision
 from fused_resnet.blocks import conv1x1
+from fused_resnet.stages import stages_forward
 
 from . import _environment
 from ._candidates import Network
@@ -28,7 +29,10 @@ class BlockCase:
     """A block of a ResNet.
 
     T, its unit, is one map of the block's own width at its output's size, so a stride-1 identity bottleneck is 4T wide
-    at both ends.  Goals are in T: forward, backward, saved.
+    at both ends.  Goals are in T: forward, backward, saved; None where there is none.
+
+    inside: the block stands in a chain of its like, as most of a network's do, whose gradients arrive masked: what it
+    adds to a chain of two.
     """
 
     name: str
@@ -36,14 +40,17 @@ class BlockCase:
     shortcut: str  # identity, projection or option A
     stride: int = 1
     inputs: float = 1.0  # input channels over the block's width
-    goal: tuple[float, float, float | None] | None = None
+    goal: tuple[float | None, float | None, float | None] | None = None
+    inside: bool = False
 
 
 CASES = (
-    BlockCase("bottleneck, identity", True, "identity", inputs=4, goal=(17, 30, 6)),
+    BlockCase("bottleneck, identity, inside a chain", True, "identity", inputs=4, goal=(17, 30, 6), inside=True),
+    BlockCase("bottleneck, identity", True, "identity", inputs=4, goal=(17, None, 6)),
     BlockCase("bottleneck, projection", True, "projection"),
     BlockCase("bottleneck, projection, stride 2", True, "projection", 2, 2),
-    BlockCase("basic, identity", False, "identity", goal=(7, 16, None)),
+    BlockCase("basic, identity, inside a chain", False, "identity", goal=(7, 16, None), inside=True),
+    BlockCase("basic, identity", False, "identity", goal=(7, None, None)),
     BlockCase("basic, projection, stride 2", False, "projection", 2, 0.5),
     BlockCase("basic, option A, stride 2", False, "option A", 2, 0.5),
 )
@@ -79,24 +86,43 @@ def _shortcut(case: BlockCase, inplanes: int, outplanes: int) -> nn.Module | Non
     return nn.Sequential(conv1x1(inplanes, outplanes, case.stride), nn.BatchNorm2d(outplanes))
 
 
+class _Chain(nn.Sequential):
+    """Our blocks as a network's forward pass would run them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stages_forward([nn.Sequential(*self)], x)
+
+
+def lengths(case: BlockCase) -> tuple[int, ...]:
+    """Of the chains to be metered; the first's figures less the second's, if there is one, are the block's."""
+    return (3, 2) if case.inside else (1,)
+
+
 def block_pair(
-    case: BlockCase, planes: int, batch: int, extent: int, device: torch.device, amp: torch.dtype | None = None
+    case: BlockCase,
+    planes: int,
+    batch: int,
+    extent: int,
+    device: torch.device,
+    amp: torch.dtype | None = None,
+    length: int = 1,
 ) -> BlockPair:
-    """The blocks of a case, `planes` wide with `extent` x `extent` outputs; maps are in autocast's dtype."""
+    """The blocks of a case, `planes` wide with `extent` x `extent` outputs, `length` in a row; maps are in autocast's
+    dtype."""
     inplanes, stride = round(case.inputs * planes), case.stride
     block_type = fused_resnet.Bottleneck if case.bottleneck else fused_resnet.BasicBlock
     outplanes = planes * block_type.expansion
 
-    def build(block_class: Callable[..., nn.Module]) -> nn.Module:
-        return block_class(inplanes, planes, stride, _shortcut(case, inplanes, outplanes))
+    def build(block_class: Callable[..., nn.Module]) -> list[nn.Module]:
+        return [block_class(inplanes, planes, stride, _shortcut(case, inplanes, outplanes)) for _ in range(length)]
 
-    ours = build(block_type)
+    ours = _Chain(*build(block_type))
     torchvision = import_torchvision()
     if torchvision is None:
         # The trace calls every module by itself: torchvision's forward without torchvision.
-        eager = torch.fx.symbolic_trace(build(block_type))
+        eager = nn.Sequential(*map(torch.fx.symbolic_trace, build(block_type)))
     else:
-        eager = build(getattr(torchvision.models.resnet, block_type.__name__))
+        eager = nn.Sequential(*build(getattr(torchvision.models.resnet, block_type.__name__)))
     eager.load_state_dict(ours.state_dict())
     make = {"dtype": amp or torch.float32, "device": device}
     x = torch.randn(batch, inplanes, extent * stride, extent * stride, **make)

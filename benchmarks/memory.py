@@ -30,6 +30,7 @@ from ._pairs import (
     checked_device,
     counting,
     images_of,
+    lengths,
     model_pair,
 )
 from ._traffic import is_map_of
@@ -78,6 +79,14 @@ def saved_by(module: nn.Module, x: Tensor, amp: torch.dtype | None = None) -> li
     return found
 
 
+def beyond(saved: list[dict[str, object]], fewer: Sequence[dict[str, object]] = ()) -> list[dict[str, object]]:
+    """`saved` without one like each of `fewer`: what a longer chain of blocks saves beyond a shorter one."""
+    left = list(saved)
+    for entry in fewer:
+        left.remove(entry)
+    return left
+
+
 def totals(saved: list[dict[str, object]], unit: float) -> dict[str, object]:
     """Saved bytes over `unit`, of maps and of everything, and what they are made of."""
     maps = sum(entry["bytes"] for entry in saved if entry["map"])
@@ -87,17 +96,21 @@ def totals(saved: list[dict[str, object]], unit: float) -> dict[str, object]:
 def measure_block(case: BlockCase, options: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """One block, ours and eager, in T."""
     amp = DTYPES[options.dtype]
-    pair = block_pair(case, options.planes, options.batch, options.extent, device, amp)
-    x = pair.x.requires_grad_()
-    with fused_resnet.use_backend(options.backend):
-        ours = totals(saved_by(pair.ours, x, amp), pair.unit)
-    eager = totals(saved_by(pair.eager, x, amp), pair.unit)
+    saved, unit = {"fused_resnet": [], baseline_name(): []}, 0
+    for length in lengths(case):
+        pair = block_pair(case, options.planes, options.batch, options.extent, device, amp, length)
+        x, unit = pair.x.requires_grad_(), pair.unit
+        with fused_resnet.use_backend(options.backend):
+            saved["fused_resnet"].append(saved_by(pair.ours, x, amp))
+        saved[baseline_name()].append(saved_by(pair.eager, x, amp))
+    rows = {label: totals(beyond(*found), unit) for label, found in saved.items()}
+    ours, eager = rows.values()
     goal = case.goal and case.goal[2]
     over = goal is not None and ours["maps"] > goal + 1e-9
     return {
         "block": case.name,
-        "bytes_per_T": pair.unit,
-        "rows": {"fused_resnet": ours, baseline_name(): eager},
+        "bytes_per_T": unit,
+        "rows": rows,
         "ratio": ours["all"] / eager["all"],
         "goal": goal,
         "missed": [f"saves {ours['maps']:.2f}T, goal {goal}T"] if over else [],

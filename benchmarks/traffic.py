@@ -31,6 +31,7 @@ from ._pairs import (
     checked_device,
     counting,
     images_of,
+    lengths,
     model_pair,
 )
 from ._traffic import OpTraffic, block_step, is_map_of, model_step, phase_sum
@@ -88,23 +89,43 @@ def missed(found: dict[str, object], goal: tuple[float, float, float | None] | N
     return [
         f"{phase} moves {found[f'{phase}_maps']:.2f}T, goal {limit}T"
         for phase, limit in limits
-        if found[f"{phase}_maps"] > limit + SLACK
+        if limit is not None and found[f"{phase}_maps"] > limit + SLACK
     ]
+
+
+def _measure_chain(case: BlockCase, length: int, options: argparse.Namespace, device: torch.device) -> tuple[dict, int]:
+    """The rows of `length` blocks one after the other, in T, and the bytes of one T."""
+    amp = DTYPES[options.dtype]
+    pair = block_pair(case, options.planes, options.batch, options.extent, device, amp, length)
+    is_map = is_map_of(options.batch, [pair.ours])
+    with fused_resnet.use_backend(options.backend):
+        ours = block_step(pair.ours, pair.x, pair.grad, is_map, amp)
+    rows = {"fused_resnet": ours, baseline_name(): block_step(pair.eager, pair.x, pair.grad, is_map, amp)}
+    return {label: {**summed(ops, pair.unit), "ops": by_op(ops, pair.unit)} for label, ops in rows.items()}, pair.unit
+
+
+def _less(longer: dict, shorter: dict) -> dict:
+    """What the longer chain's rows have beyond the shorter one's."""
+    rows = {}
+    for label, row in longer.items():
+        fewer = {(op["phase"], op["op"]): op for op in shorter[label]["ops"]}
+        figures = {key: value - shorter[label][key] for key, value in row.items() if key != "ops"}
+        ops = [_op_less(op, fewer.get((op["phase"], op["op"]), {})) for op in row["ops"]]
+        rows[label] = {**figures, "ops": [op for op in ops if op["calls"]]}
+    return rows
+
+
+def _op_less(op: dict, fewer: dict) -> dict:
+    return {key: value if isinstance(value, str) else value - fewer.get(key, 0) for key, value in op.items()}
 
 
 def measure_block(case: BlockCase, options: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """One block, ours and eager, in T."""
-    amp = DTYPES[options.dtype]
-    pair = block_pair(case, options.planes, options.batch, options.extent, device, amp)
-    is_map = is_map_of(options.batch, [pair.ours])
-    rows = {}
-    with fused_resnet.use_backend(options.backend):
-        rows["fused_resnet"] = block_step(pair.ours, pair.x, pair.grad, is_map, amp)
-    rows[baseline_name()] = block_step(pair.eager, pair.x, pair.grad, is_map, amp)
-    entries = {label: {**summed(ops, pair.unit), "ops": by_op(ops, pair.unit)} for label, ops in rows.items()}
+    chains = [_measure_chain(case, length, options, device) for length in lengths(case)]
+    entries, unit = chains[0] if len(chains) == 1 else (_less(chains[0][0], chains[1][0]), chains[0][1])
     return {
         "block": case.name,
-        "bytes_per_T": pair.unit,
+        "bytes_per_T": unit,
         "rows": entries,
         "ratio": entries["fused_resnet"]["step_maps"] / entries[baseline_name()]["step_maps"],
         "goal": case.goal and {"forward": case.goal[0], "backward": case.goal[1]},

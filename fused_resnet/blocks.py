@@ -67,10 +67,10 @@ def conv_norm_act(
     return ops.conv_scale_shift_act(
         x.to(dtype),
         conv.weight.to(dtype),
-        norm._parameters["weight"],
-        norm._parameters["bias"],
-        norm._buffers["running_mean"],
-        norm._buffers["running_var"],
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
         norm.eps,
         residual if residual is None else residual.to(dtype),
         conv.stride,
@@ -111,13 +111,13 @@ class _ResidualBlock(nn.Module):
 
     def unfused_reason(self, x: Tensor) -> str | None:
         """Why this block would not run `x` through the inference ops; None when it would."""
-        return self._reason(x, _INFERENCE)
+        return self._reason(x, _INFERENCE) or self.parts().shortcut_reason()
 
     def untrainable_reason(self, x: Tensor) -> str | None:
         """Why this block would not run `x` through the differentiable ops asked for by name; None when it would."""
         if torch.compiler.is_compiling():
             return "torch's own modules train under torch.compile"
-        return self._reason(x, _TRAINING)
+        return self._reason(x, _TRAINING) or self.parts().broadcast_reason()
 
     def _reason(self, x: Tensor, checks: tuple[Check, Check]) -> str | None:
         differentiable = checks is _TRAINING
@@ -129,6 +129,8 @@ class _ResidualBlock(nn.Module):
         if reason is not None:
             return f"downsample {reason}"
         if type(shortcut) is nn.Sequential and len(shortcut) == 2:
+            if differentiable:
+                checks = (trainable.projection_reason, trainable.norm_reason)
             parts = tuple(zip(shortcut._modules, checks))
             return chain_reason(x, shortcut._modules, parts, "downsample.", differentiable)
         if type(shortcut) is not OptionAShortcut:
@@ -151,8 +153,9 @@ class _ResidualBlock(nn.Module):
         """The modules that the differentiable path works on."""
         shortcut = self.downsample
         projection = (shortcut[0], shortcut[1]) if isinstance(shortcut, nn.Sequential) else None
-        residual_stride = shortcut.stride if isinstance(shortcut, OptionAShortcut) else 1
-        return trainable.Parts(self.chain(), projection, residual_stride)
+        if isinstance(shortcut, OptionAShortcut):
+            return trainable.Parts(self.chain(), None, (shortcut.out_channels - shortcut.in_channels, shortcut.stride))
+        return trainable.Parts(self.chain(), projection)
 
     def _differentiable(self, x: Tensor) -> Tensor:
         return trainable.run_blocks(x, [self.parts()])
@@ -275,16 +278,3 @@ class Bottleneck(_ResidualBlock):
         out += identity
         out = self.relu(out)
         return out
-
-
-def stage_forward(stage: nn.Module, x: Tensor) -> Tensor:
-    """`stage(x)`, where a Sequential of blocks that all train fused does so as one autograd Function."""
-    if not trains_by_name() or type(stage) is not nn.Sequential or hook_reason(stage) is not None:
-        return stage(x)
-    for block in stage:
-        plain = type(block) in (BasicBlock, Bottleneck) and hook_reason(block) is None
-        if not plain or block.unfused_reason(x) is None or block.untrainable_reason(x) is not None:
-            return stage(x)
-    for block in stage:
-        note_path(block, None)
-    return trainable.run_blocks(x, [block.parts() for block in stage])

@@ -23,6 +23,7 @@ _GLOBAL_HOOKS = (
 )
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_FROZEN_NORM = ("torchvision.ops.misc", "FrozenBatchNorm2d")
 
 Check = Callable[[nn.Module, Tensor], "str | None"]
 
@@ -45,8 +46,20 @@ def conv_reason(conv: nn.Module, x: Tensor) -> str | None:
     return None
 
 
+def is_frozen_norm(norm: nn.Module) -> bool:
+    """Whether `norm` is torchvision's FrozenBatchNorm2d: a batch norm whose parameters and statistics are buffers.
+
+    By name, since torchvision need not be there.  Fused, it answers in the maps' dtype; on its own, autocast gives it
+    maps in half precision and its float32 buffers turn them into float32.
+    """
+    kind = type(norm)
+    return (kind.__module__, kind.__name__) == _FROZEN_NORM
+
+
 def norm_reason(norm: nn.Module, x: Tensor) -> str | None:
     """Why `norm` is not a batch norm with constant statistics."""
+    if is_frozen_norm(norm):
+        return None
     if type(norm) not in _NORMS:
         return f"is {type(norm).__name__}, not BatchNorm2d"
     if norm.training:
@@ -135,7 +148,9 @@ def chain_reason(
     """
     reason = input_reason(x)
     if reason is None and differentiable and x.shape[0] == 0:
-        reason = "the batch is empty, and has no statistics"
+        # A rank without images still owes the others its part of a SyncBatchNorm's statistics.
+        if not any(type(modules[name]) is nn.SyncBatchNorm for name, _ in parts):
+            reason = "the batch is empty, and has no statistics"
     if reason is not None:
         return reason
     for name, check in parts:

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parents[1] / "fused_resnet"
 # Lowest first.  A module may import modules of its own layer or of a lower one.  The parts of a package that stand in
 # one layer are free among themselves.
 LAYERS = (
-    ("errors", "_version", "_torchvision"),
+    ("errors", "_version", "_torchvision", "_C"),
     ("shapes",),
     ("tuning",),
     ("backends",),
     ("ops",),
     ("autograd",),
-    ("eligibility", "trainable", "blocks", "stem"),
+    ("eligibility", "trainable", "blocks", "stages", "stem"),
     ("models",),
     ("frozen", "freeze", "explain", "info", "parity"),
     ("",),  # fused_resnet/__init__.py, the public names

@@ -9,8 +9,8 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import BasicBlock, Bottleneck, use_backend
-from fused_resnet.blocks import stage_forward
 from fused_resnet.ops import dispatch
+from fused_resnet.stages import stages_forward
 from tests.test_blocks import BlockCase
 
 F64 = torch.float64
@@ -164,24 +164,46 @@ def test_the_stem_and_a_whole_network():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_chain_of_blocks_hands_its_gradient_down_masked():
-    """One Function for a stage: torch's gradients, and no block but the last reads its output to mask a gradient."""
-    projected = BlockCase("", Bottleneck, 8, 4, 1, "projection").module
-    stage = nn.Sequential(projected(), *(BlockCase("", Bottleneck, 16, 4).module() for _ in range(2))).double().train()
-    twin, x = copy.deepcopy(stage), torch.randn(2, 8, 5, 6, dtype=F64)
-    grad = torch.randn(2, 16, 5, 6, dtype=F64)
+CHAINS = {
+    "bottleneck": [
+        [BlockCase("", Bottleneck, 8, 4, 1, "projection"), BlockCase("", Bottleneck, 16, 4)],
+        [BlockCase("", Bottleneck, 16, 8, 2, "projection"), BlockCase("", Bottleneck, 32, 8)],
+    ],
+    "basic": [
+        [BlockCase("", BasicBlock, 8, 8), BlockCase("", BasicBlock, 8, 8)],
+        [BlockCase("", BasicBlock, 8, 16, 2, "option_a"), BlockCase("", BasicBlock, 16, 16)],
+        [BlockCase("", BasicBlock, 16, 24, 2, "projection"), BlockCase("", BasicBlock, 24, 24)],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_blocks_hands_its_gradient_down_masked(name):
+    """One Function for all stages, with torch's gradients; a stage with a hook is one that is called."""
+    stages = nn.Sequential(*(nn.Sequential(*(case.module() for case in stage)) for stage in CHAINS[name]))
+    stages = stages.double().train()
+    twin, x = copy.deepcopy(stages), torch.randn(2, 8, 9, 11, dtype=F64)
+    grad = torch.randn_like(copy.deepcopy(stages)(x).detach())
     leaf = x.clone().requires_grad_()
     with use_backend("reference"):
-        y = stage_forward(stage, leaf)
+        y = stages_forward(stages, leaf)
     assert functions(y) == 1
     y.backward(grad)
     theirs = step(twin, x, grad, "auto")
-    ours = {"y": y.detach(), "x": leaf.grad, **{name: p.grad for name, p in stage.named_parameters()}}
+    ours = {"y": y.detach(), "x": leaf.grad, **{name: p.grad for name, p in stages.named_parameters()}}
     for name, expected in theirs.items():
         torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    stages[0].register_forward_hook(lambda *_: None)
+    with use_backend("reference"):
+        apart = functions(stages_forward(stages, leaf))
+    assert apart == 1 + len(stages[0]), "the blocks of a stage that must be called are Functions of their own"
+
+
+def test_a_hook_between_two_blocks_sees_what_it_would_see_in_torchs():
+    stage = nn.Sequential(*(BlockCase("", Bottleneck, 16, 4).module() for _ in range(3))).train()
     stage[1].register_forward_hook(lambda *_: None)
     with use_backend("reference"):
-        assert functions(stage_forward(stage, leaf)) == 3, "a hook between two blocks sees what it would see in torch's"
+        assert functions(stages_forward([stage], torch.randn(2, 16, 5, 6, requires_grad=True))) == 3
 
 
 def test_a_failure_in_the_middle_changes_nothing(monkeypatch):

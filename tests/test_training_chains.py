@@ -15,6 +15,7 @@ from fused_resnet.ops import training
 
 TOLERANCE = 1e-9
 PLAIN = ((1, 1), 1)
+NO_BLOCK = (None, None, None, 1)  # below_out, skip, skip_out, skip_stride
 NO_NORM = (None, None)
 
 
@@ -85,10 +86,10 @@ def test_two_3x3_convolutions_with_a_residual(stride):
         abc, d_bn2 = coefficients(bn2, mean2, invstd2, *sums, pixels(z2))
         d_conv2 = training.conv_wgrad(g2, z2, *abc, z1, scale1, shift1, list(conv2.weight.shape), *window2)
         below = (z1, scale1, shift1, mean1)
-        g1, *sums = training.conv_dgrad(g2, z2, *abc, conv2.weight, list(z1.shape), *window2, *below, None, None)
+        g1, *sums = training.conv_dgrad(g2, z2, *abc, conv2.weight, list(z1.shape), *window2, *below, *NO_BLOCK)
         abc, d_bn1 = coefficients(bn1, mean1, invstd1, *sums, pixels(z1))
         d_conv1 = training.conv_wgrad(g1, z1, *abc, x, *NO_NORM, list(conv1.weight.shape), *window1)
-        nothing = (None,) * 6
+        nothing = (*(None,) * 4, *NO_BLOCK)
         dx, _, _ = training.conv_dgrad(g1, z1, *abc, conv1.weight, list(x.shape), *window1, *nothing)
     close({"y": y}, {"y": out})
     weights = {"conv1.weight": d_conv1, "conv2.weight": d_conv2}
@@ -137,8 +138,8 @@ def test_a_1x1_convolution_that_is_never_stored_with_a_residual(offset):
         g2, *bn2_sums = training.gram_backward_finish(t, z2, scale2, shift2, sums[0], *finish, mean2)
         abc, d_bn2 = coefficients(bn2, mean2, invstd2, *bn2_sums, pixels(z2))
         d_conv2 = training.conv_wgrad(g2, z2, *abc, x, *NO_NORM, list(conv2.weight.shape), *window)
-        nothing = (None,) * 4
-        dx, _, _ = training.conv_dgrad(g2, z2, *abc, conv2.weight, list(x.shape), *window, *nothing, grad, y)
+        nothing = (None,) * 5
+        dx, _, _ = training.conv_dgrad(g2, z2, *abc, conv2.weight, list(x.shape), *window, *nothing, grad, y, 1)
     z3 = conv3(bn2(conv2(x)).relu()).detach()
     statistics = {"mean": z3.mean((0, 2, 3)), "var": z3.var((0, 2, 3), correction=0)}
     close({"y": y, "mean": mean3, "var": var3}, {"y": out, **statistics})
@@ -167,6 +168,6 @@ def test_a_stem(constant):
         abc, d_bn = coefficients(bn, mean, invstd, *sums, pixels(z))
         abc = (abc[0], None, None) if constant else abc
         d_conv = training.conv_wgrad(g, z, *abc, x, *NO_NORM, list(conv.weight.shape), *window)
-        dx, _, _ = training.conv_dgrad(g, z, *abc, conv.weight, list(x.shape), *window, *(None,) * 6)
+        dx, _, _ = training.conv_dgrad(g, z, *abc, conv.weight, list(x.shape), *window, *(None,) * 4, *NO_BLOCK)
     close({"y": y}, {"y": out})
     close({"x": dx, "conv.weight": d_conv, **named("bn", d_bn)}, expected)

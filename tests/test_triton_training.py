@@ -28,6 +28,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 launch = pytest.importorskip("fused_resnet.backends.triton.launch")
 kernels_of = pytest.importorskip("fused_resnet.backends.triton.training")
 gram_kernels = pytest.importorskip("fused_resnet.backends.triton.training_gram")
+one_read = pytest.importorskip("fused_resnet.backends.triton.training_one_read")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -42,9 +43,17 @@ LAYOUTS = [*layout_cases("nchw"), *layout_cases("misaligned")]
 # more than one tile of pixels, of channels, and of each split; channels that divide no tile
 LARGE = ConvShape(2, 72, 13, 12, 136, 3, 3, (2, 2), (1, 1))
 LARGE_ONE = ConvShape(2, 136, 13, 12, 144, 1, 1)
+# more filters than one tile holds
+MANY_FILTERS = ConvShape(2, 24, 9, 10, 264, 1, 1, (2, 2))
 TILED = [
     TrainingCase("conv_stats", LARGE, ("prologue",)),
     TrainingCase("conv_dgrad", LARGE, ("below", "skip_out")),
+    TrainingCase("conv_dgrad", LARGE, ("block_sums", "skip_out", "skip_2")),
+    TrainingCase("conv_dgrad", LARGE_ONE, ("block", "skip", "skip_2")),
+    TrainingCase("conv1x1_backward", LARGE_ONE, ("rectified", "skip_out", "skip_2")),
+    TrainingCase("conv1x1_backward", LARGE_ONE, ("rectified", "skip_out"), torch.float16),
+    TrainingCase("gram_products", LARGE_ONE, ("prologue", "out"), torch.float16),
+    TrainingCase("gram_products", MANY_FILTERS, ("out",)),
     TrainingCase("conv_wgrad", LARGE, ("prologue",)),
     TrainingCase("conv1x1_bn_add_act", LARGE_ONE, ("prologue", "residual")),
     TrainingCase("gram", LARGE_ONE, ("prologue",)),
@@ -87,8 +96,8 @@ def guards(monkeypatch):
         return made[-1].tensor
 
     monkeypatch.setattr(launch, "_output", output)
-    monkeypatch.setattr(kernels_of, "_partials", partials)
-    monkeypatch.setattr(gram_kernels, "_partials", partials)
+    for module in (kernels_of, gram_kernels, one_read):
+        monkeypatch.setattr(module, "_partials", partials)
     yield
     for guard in made:
         guard.check()
@@ -172,6 +181,7 @@ MAPS = ("x", "z", "g", "grad", "t", "skip", "residual", "below_z")
         TrainingCase("bn_add_act", LARGE_ONE, ("residual",)),
         TrainingCase("conv_dgrad", LARGE, ("below", "skip_out")),
         TrainingCase("conv_wgrad", LARGE, ("prologue",)),
+        TrainingCase("conv1x1_backward", LARGE_ONE, ("rectified", "skip_out")),
         TrainingCase("gram_products", LARGE_ONE, ("prologue", "out")),
         TrainingCase("gram_backward_finish", LARGE_ONE, ("prologue",)),
         TrainingCase("bn_act_backward", LARGE_ONE, ("out",)),
@@ -188,6 +198,51 @@ def test_nan_comes_out_where_the_reference_has_it(case):
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.isnan(), other.isnan())
     assert any(other.isnan().any() for other in expected)
+
+
+MASKS = ("out", "skip_out", "below_out")
+
+
+@each(
+    [
+        TrainingCase("conv_dgrad", LARGE, ("block_sums",)),
+        TrainingCase("conv_dgrad", LARGE_ONE, ("skip_out",)),
+        TrainingCase("conv1x1_backward", LARGE_ONE, ("rectified", "skip_out")),
+        TrainingCase("gram_products", LARGE_ONE, ("out",)),
+    ]
+)
+def test_a_nan_in_a_mask_lets_the_gradient_pass(case):
+    arguments = case.inputs(DEVICE)
+    for name in MASKS:
+        if isinstance(arguments.get(name), Tensor):
+            arguments[name].fill_(torch.nan)
+    passing = {name: None if name in MASKS else value for name, value in arguments.items()}
+    got, expected = (getattr(backend, case.op)(**given) for given in (arguments, passing))
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other) and other.isfinite().all()
+
+
+def test_an_input_of_nan_lets_its_gradient_pass():
+    case = TrainingCase("conv1x1_backward", LARGE_ONE, ("rectified",))
+    arguments = case.inputs(DEVICE)
+    unmasked, _ = backend.conv1x1_backward(**arguments | {"rectified": False})
+    arguments["x"][0, 3] = torch.nan
+    dx, products = backend.conv1x1_backward(**arguments)
+    assert torch.equal(dx[0, 3], unmasked[0, 3]) and products[:, 3].isnan().all()
+    assert products.isnan().sum() == LARGE_ONE.k
+
+
+@pytest.mark.parametrize(("filters", "launches"), [(256, ["conv_backward_1x1"]), (257, ["conv_wgrad", "conv_dgrad"])])
+def test_gram_products_read_the_gradient_once_where_a_tile_holds_all_filters(filters, launches, monkeypatch):
+    run, launched = launch.run, []
+    monkeypatch.setattr(launch, "run", lambda plan, tensors: [launched.append(plan.kernel), run(plan, tensors)])
+    case = TrainingCase("gram_products", ConvShape(1, 16, 5, 4, filters, 1, 1), ("out",))
+    assert_parity(backend.gram_products, reference.gram_products, case, device=DEVICE)
+    assert launched == launches
+
+
+def test_the_op_and_the_kernel_agree_on_how_many_filters_one_read_takes():
+    assert one_read.ONE_READ_FILTERS == training.ONE_READ_FILTERS
 
 
 @pytest.mark.parametrize("op", training.OPS)

@@ -27,11 +27,13 @@ OUTPUTS = {
     "bn_add_act": ("y",),
     "conv_dgrad": ("dx", "sum_g", "sum_gz"),
     "conv_wgrad": ("dW",),
+    "conv1x1_backward": ("dx", "dW"),
     "gram_products": ("products", "sum_g", "t"),
     "gram_backward_finish": ("g", "sum_g", "sum_gz"),
     "bn_relu_maxpool": ("y",),
     "bn_relu_maxpool_backward": ("g", "sum_g", "sum_gz"),
     "bn_act_backward": ("g", "sum_g", "sum_gz"),
+    "bn_backward_apply": ("dz",),
 }
 
 
@@ -143,18 +145,36 @@ def _bn_add_act(case, draw):
     return {**norm, **draw.residual(), "act": draw.act()}
 
 
-def _conv_dgrad(case, draw):
-    """With "below": a norm and ReLU made the input; "skip": a gradient is added; "skip_out": masked by an output."""
-    s, size = case.shape, draw.input_size
-    below = dict.fromkeys(("below_z", "below_scale", "below_shift", "below_mean"))
-    if "below" in case.with_:
-        vectors = (draw.scale(s.c), draw.vector(s.c), draw.vector(s.c))
-        below = dict(zip(below, (draw.map(*size), *vectors), strict=True))
+def _skip(case, draw):
+    """With "skip": a gradient is added; "skip_out": masked by an output; "skip_2": at every second pixel."""
+    s, stride = case.shape, 2 if "skip_2" in case.with_ else 1
+    size = (s.n, s.c, -(-s.h // stride), -(-s.w // stride))
     masked = "skip_out" in case.with_
     skip = draw.map(*size) if masked or "skip" in case.with_ else None
+    return {"skip": skip, "skip_out": draw.activated(*size) if masked else None, "skip_stride": stride}
+
+
+def _conv_dgrad(case, draw):
+    """With "below": a norm and ReLU made the input; "block": a block did, "block_sums": whose last norm wants sums."""
+    s, size = case.shape, draw.input_size
+    below = dict.fromkeys(("below_z", "below_scale", "below_shift", "below_mean", "below_out"))
+    if "below" in case.with_:
+        below |= {"below_z": draw.map(*size), "below_scale": draw.scale(s.c), "below_shift": draw.vector(s.c)}
+        below["below_mean"] = draw.vector(s.c)
+    if "block_sums" in case.with_:
+        below |= {"below_z": draw.map(*size), "below_mean": draw.vector(s.c)}
+    if "block_sums" in case.with_ or "block" in case.with_:
+        below["below_out"] = draw.activated(*size)
     geometry = {"input_size": list(size), "stride": tuple(s.stride), "padding": tuple(s.padding)}
-    arguments = {**draw.bn_backward(), "weight": draw.filters(s.k, s.c, s.r, s.s), **geometry, **below}
-    return {**arguments, "skip": skip, "skip_out": draw.activated(*size) if masked else None}
+    return {**draw.bn_backward(), "weight": draw.filters(s.k, s.c, s.r, s.s), **geometry, **below, **_skip(case, draw)}
+
+
+def _conv1x1_backward(case, draw):
+    """With "rectified": the input is a ReLU's output."""
+    s, rectified = case.shape, "rectified" in case.with_
+    x = draw.activated(*draw.input_size) if rectified else draw.map(*draw.input_size)
+    operands = {**draw.bn_backward(), "weight": draw.filters(s.k, s.c, 1, 1), "x": x, "rectified": rectified}
+    return {**operands, **_skip(case, draw)}
 
 
 def _conv_wgrad(case, draw):
@@ -204,6 +224,10 @@ def _bn_relu_maxpool_backward(case, draw):
     maps = {"grad": draw.map(*argmax.shape), "argmax": argmax, "z": forward["z"]}
     vectors = {"scale": forward["scale"], "shift": forward["shift"], "mean": draw.vector(s.c)}
     return {**maps, **vectors, **pool}
+
+
+def _bn_backward_apply(case, draw):
+    return draw.bn_backward()
 
 
 def _bn_act_backward(case, draw):

@@ -35,7 +35,8 @@ class TrainingCase:
     @property
     def outputs(self) -> tuple[str, ...]:
         names = OUTPUTS[self.op]
-        return names[:1] if self.op == "conv_dgrad" and "below" not in self.with_ else names
+        sums = {"below", "block_sums"}.intersection(self.with_)
+        return names[:1] if self.op == "conv_dgrad" and not sums else names
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         return ARGUMENTS[self.op](self, Drawing(self, device))
@@ -118,6 +119,20 @@ CASES: tuple[TrainingCase, ...] = tuple(
             (_RECTANGULAR, ("below", "skip")),
             (_STEM, ()),
             (_DOT, ("below",)),
+            (_THREE, ("block", "skip")),
+            (_THREE, ("block_sums", "skip_out")),
+            (_THREE_STRIDED, ("block_sums", "skip", "skip_2")),
+            (_ODD, ("block", "skip_out", "skip_2")),
+        ),
+        (
+            "conv1x1_backward",
+            (_ONE, ("rectified", "skip")),
+            (_ONE, ("skip_out", "skip_2")),
+            (_ONE, ("rectified", "skip", "skip_2")),
+            (_ONE, ("constant",)),
+            (_shape(3, 5, 7, 13, 9), ("rectified", "skip_out")),
+            (_shape(1, 24, 5, 5, 200), ("rectified", "skip")),
+            (_DOT, ("rectified",)),
         ),
         (
             "conv_wgrad",
@@ -143,6 +158,7 @@ CASES: tuple[TrainingCase, ...] = tuple(
         ("bn_relu_maxpool", (_POOL,), (_POOL_OF_TWO,), (_POOL_OVERLAP,)),
         ("bn_relu_maxpool_backward", (_POOL,), (_POOL_OF_TWO,), (_POOL_OVERLAP,)),
         ("bn_act_backward", (_THREE, ("out",)), (_THREE, ()), (_ODD, ("out",))),
+        ("bn_backward_apply", (_THREE,), (_THREE, ("constant",)), (_ODD,)),
     )
     for shape, *rest in calls
 )

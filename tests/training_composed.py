@@ -106,18 +106,35 @@ def _dz(g, z, a, b, c):
     return (dz if b is None else dz + vector(b, g) * z + vector(c, g)).to(g.dtype)
 
 
+def _with_skip(dx, skip, skip_out, skip_stride):
+    if skip_out is not None:
+        skip = _gradient(skip_out, torch.relu, skip)
+    if skip is None:
+        return dx
+    return dx + _gradient(dx, lambda x: x[:, :, ::skip_stride, ::skip_stride], skip)
+
+
 def conv_dgrad(
-    g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, skip, skip_out
+    g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, below_out,
+    skip, skip_out, skip_stride,
 ):  # fmt: skip
     dz = _dz(g, z, a, b, c)
     dx = _gradient(dz.new_zeros(input_size), lambda x: F.conv2d(x, weight, None, stride, padding), dz)
-    if skip_out is not None:
-        skip = _gradient(skip_out, torch.relu, skip)
-    dx = dx if skip is None else dx + skip
-    if below_z is None:
+    dx = _with_skip(dx, skip, skip_out, skip_stride)
+    activated = below_out if below_out is not None else below_z
+    if activated is None:
         return (dx,)
-    dx = _gradient(normalized(below_z, below_scale, below_shift), torch.relu, dx)
-    return dx, *sums(dx, below_z, below_mean)
+    if below_out is None:
+        activated = normalized(below_z, below_scale, below_shift)
+    dx = _gradient(activated, torch.relu, dx)
+    return (dx,) if below_z is None else (dx, *sums(dx, below_z, below_mean))
+
+
+def conv1x1_backward(g, z, a, b, c, weight, x, rectified, skip, skip_out, skip_stride):
+    dz = _dz(g, z, a, b, c)
+    dx = _with_skip(_gradient(x, lambda leaf: F.conv2d(leaf, weight), dz), skip, skip_out, skip_stride)
+    dx = _gradient(x, torch.relu, dx) if rectified else dx
+    return dx, _gradient(weight, lambda leaf: F.conv2d(x, leaf), dz).to(wide(g))
 
 
 def conv_wgrad(g, z, a, b, c, x, in_scale, in_shift, weight_size, stride, padding):
@@ -167,6 +184,8 @@ COMPOSED = {
     "bn_add_act": bn_add_act,
     "conv_dgrad": conv_dgrad,
     "conv_wgrad": conv_wgrad,
+    "conv1x1_backward": conv1x1_backward,
+    "bn_backward_apply": lambda g, z, a, b, c: (_dz(g, z, a, b, c),),
     "gram_products": gram_products,
     "gram_backward_finish": gram_backward_finish,
     "bn_relu_maxpool": bn_relu_maxpool,

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from .norm import Normalized
 from .pointwise_tail import Tail
-from .residual import TENSORS_A_UNIT, BlockPlan, Kept, block_backward, block_forward
+from .residual import TENSORS_A_UNIT, BlockPlan, Incoming, Kept, below, block_backward, block_forward
+from .unit import gradient_of
 
 
 def tensors_of(plan: BlockPlan) -> int:
@@ -24,8 +25,8 @@ class ResidualFunction(torch.autograd.Function):
     """`out, *statistics = ResidualFunction.apply(plans, x, *tensors)`: the blocks of `plans`, one after the other.
 
     `tensors`: block by block, for each convolution, the projection's last: weight, norm weight, norm bias, and where
-    its statistics are constants, their mean and variance.  `statistics`: the mean and biased variance of each norm,
-    block by block in the order of `tensors`, not differentiable.
+    its statistics are constants, their mean and variance.  `statistics`: the mean and biased variance of each norm, and
+    where ranks share them the pixels of all, else None; block by block in the order of `tensors`, not differentiable.
     """
 
     @staticmethod
@@ -42,8 +43,8 @@ class ResidualFunction(torch.autograd.Function):
         packed = [_pack(one) for one in kept]
         ctx.layouts = [layout for layout, _ in packed]
         ctx.save_for_backward(*maps, *tensors, *(tensor for _, saved in packed for tensor in saved))
-        statistics = [vector for one in kept for norm in _norms(one) for vector in (norm.mean, norm.var)]
-        ctx.mark_non_differentiable(*statistics)
+        statistics = [vector for one in kept for norm in _norms(one) for vector in (norm.mean, norm.var, norm.count)]
+        ctx.mark_non_differentiable(*(vector for vector in statistics if vector is not None))
         # or autograd makes zeros for each statistic
         ctx.set_materialize_grads(False)
         return (out, *statistics)
@@ -61,21 +62,22 @@ class ResidualFunction(torch.autograd.Function):
         kept = [_unpack(layout, saved) for layout in ctx.layouts]
         needs = list(ctx.needs_input_grad[1:])
         found: list[Tensor | None] = [None] * ctx.count
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        incoming = Incoming(grad.contiguous(memory_format=torch.channels_last), maps[-1], None)
         end = ctx.count
         with torch.autocast(grad.device.type, enabled=False):
             for i in range(blocks - 1, -1, -1):
                 own = slice(end - tensors_of(ctx.plans[i]), end)
                 end = own.start
                 wanted = [any(needs[: 1 + own.start]), *needs[1 + own.start : 1 + own.stop]]
-                mask = maps[i + 1] if i == blocks - 1 else None
-                grad, *found[own] = block_backward(
-                    ctx.plans[i], kept[i], maps[i], mask, grad, tensors[own], wanted, mask_dx=i > 0
+                under = below(ctx.plans[i - 1], kept[i - 1]) if i else None
+                incoming, found[own] = block_backward(
+                    ctx.plans[i], kept[i], maps[i], incoming, tensors[own], wanted, under
                 )
-                if grad is None:
+                if incoming is None:
                     break
-        pairs = zip(needs, (grad if end == 0 else None, *found), (maps[0], *tensors), strict=True)
-        return None, *(g.to(t.dtype) if need and g is not None else None for need, g, t in pairs)
+        dx = None if incoming is None else incoming.grad
+        pairs = zip(needs, (dx, *found), (maps[0], *tensors), strict=True)
+        return None, *(gradient_of(t, g) if need and g is not None else None for need, g, t in pairs)
 
 
 def _norms(kept: Kept) -> list[Normalized]:
@@ -83,7 +85,7 @@ def _norms(kept: Kept) -> list[Normalized]:
     return [*kept.norms, *(tail.norm for tail in (kept.tail, kept.projection) if tail is not None)]
 
 
-def _pack(kept: Kept) -> tuple[tuple, list[Tensor]]:
+def _pack(kept: Kept) -> tuple[tuple, list[Tensor | None]]:
     """What a block keeps as a list of tensors, and how to read it back."""
     norms = _norms(kept)
     sums = [tensor for tail in (kept.tail, kept.projection) if tail is not None for tensor in tail[1:]]
@@ -91,10 +93,10 @@ def _pack(kept: Kept) -> tuple[tuple, list[Tensor]]:
     return layout, [*kept.maps, *(vector for norm in norms for vector in norm[:-1]), *sums]
 
 
-def _unpack(layout: tuple, saved: list[Tensor]) -> Kept:
+def _unpack(layout: tuple, saved: list[Tensor | None]) -> Kept:
     """The inverse of `_pack`; takes its tensors off the front of `saved`."""
 
-    def take(count: int) -> list[Tensor]:
+    def take(count: int) -> list[Tensor | None]:
         taken, saved[:count] = saved[:count], []
         return taken
 

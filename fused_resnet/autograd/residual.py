@@ -16,20 +16,12 @@ import torch
 from torch import Tensor
 
 from ..ops import training as raw
-from . import norm, pointwise_tail, shortcut
-from .norm import Affine, Normalized
+from . import grouped, norm, pointwise_tail, shortcut
+from .norm import Affine, Normalized, pixels
+from .unit import Geometry, Unit
 
 # weight, norm weight, norm bias, constant mean, constant variance
 TENSORS_A_UNIT = 5
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A convolution's stride and padding, and its norm's eps."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -51,24 +43,12 @@ class BlockPlan:
     dtype: torch.dtype
 
 
-class Unit(NamedTuple):
-    """A convolution's weight, in the dtype that it computes in, and its norm."""
-
-    weight: Tensor
-    affine: Affine
-    geometry: Geometry
-
-    @property
-    def window(self) -> tuple:
-        return self.geometry.stride, self.geometry.padding
-
-
 def _units(plan: BlockPlan, tensors: Sequence[Tensor | None]) -> tuple[list[Unit], Unit | None]:
     geometries = [*plan.units, *([plan.downsample] if plan.downsample else [])]
     units = []
     for i, geometry in enumerate(geometries):
         weight, *vectors = tensors[i * TENSORS_A_UNIT : (i + 1) * TENSORS_A_UNIT]
-        units.append(Unit(weight.to(plan.dtype), Affine(*vectors, geometry.eps), geometry))
+        units.append(Unit(weight.to(plan.dtype), Affine(*vectors, geometry.eps, geometry.group), geometry))
     return (units[:-1], units[-1]) if plan.downsample else (units, None)
 
 
@@ -88,8 +68,7 @@ def block_forward(plan: BlockPlan, x: Tensor, tensors: Sequence[Tensor | None]) 
     maps, norms = [], []
     source, in_scale, in_shift = x, None, None
     for unit in stored:
-        z, partials = raw.conv_stats(source, unit.weight, in_scale, in_shift, *unit.window, (1, 1), 1)
-        normalized = norm.from_partials(unit.affine, partials, z)
+        z, normalized = unit.forward(source, in_scale, in_shift)
         maps.append(z)
         norms.append(normalized)
         source, in_scale, in_shift = z, normalized.scale, normalized.shift
@@ -121,74 +100,135 @@ def _projection(unit: Unit) -> shortcut.Projection:
     return shortcut.Projection(unit.weight, unit.affine, unit.geometry.stride[0])
 
 
+class Incoming(NamedTuple):
+    """The gradient of a block's output: `out` masks it, None where it is masked already; `sums` are those of the masked
+    gradient g that the block's last stored norm needs, of g and of g * (z - mean), or None where nobody made them."""
+
+    grad: Tensor
+    out: Tensor | None
+    sums: tuple[Tensor, Tensor] | None
+
+
+class Below(NamedTuple):
+    """What a block hands its input's gradient down to: a ReLU, and the norm beneath it that wants its sums, or None."""
+
+    z: Tensor | None
+    mean: Tensor | None
+
+
+def below(plan: BlockPlan, kept: Kept) -> Below:
+    """A block as the one above it sees it."""
+    return Below(None, None) if plan.pointwise_tail else Below(kept.maps[-1], kept.norms[-1].mean)
+
+
+class _Source(NamedTuple):
+    """What a convolution read: a map, through a norm or as it is."""
+
+    map: Tensor
+    norm: Normalized | None
+
+    @property
+    def prologue(self) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if self.norm is None else (self.norm.scale, self.norm.shift)
+
+
 def block_backward(
     plan: BlockPlan,
     kept: Kept,
     x: Tensor,
-    out: Tensor | None,
-    grad: Tensor,
+    incoming: Incoming,
     tensors: Sequence[Tensor | None],
     needs: list[bool],
-    mask_dx: bool,
-) -> list[Tensor | None]:
-    """The gradients of x and of `tensors`, in their order.
+    under: Below | None,
+) -> tuple[Incoming | None, list[Tensor | None]]:
+    """The gradient of x, or None where it is not wanted, and those of `tensors`, in their order.
 
     Args:
-        out: the block's output, by which `grad` is masked; None where it is masked already.
         needs: which gradients are wanted, of x and of `tensors`; what only the others would need is not computed.
-        mask_dx: mask x's gradient by x > 0, x being the output of a block that would do so next.
+        under: the block whose output x is, which x's gradient is masked for; None where x is anything else.
     """
     units, projection = _units(plan, tensors)
     found: list[Tensor | None] = [None] * len(needs)
     wanted = [any(needs[1 + i * TENSORS_A_UNIT : 1 + (i + 1) * TENSORS_A_UNIT]) for i in range(len(units))]
-    # below[i]: whether anything before unit i wants a gradient
-    below = [needs[0] or any(wanted[:i]) for i in range(len(units))]
 
-    g, backward = _last(plan, kept, out, grad, units, found)
+    g, backward = _last(plan, kept, incoming, units, found)
     # A basic block's masked gradient is at hand; a bottleneck's never is.
-    mask, unmasked = (out, grad) if plan.pointwise_tail else (None, g)
-    skip, skip_out = _skip(plan, kept, x, mask, unmasked, projection, needs, found)
-    for i in range(len(kept.maps) - 1, -1, -1):
-        unit, z = units[i], kept.maps[i]
-        source, in_norm = (kept.maps[i - 1], kept.norms[i - 1]) if i else (x, None)
+    unmasked = incoming if plan.pointwise_tail else Incoming(g, None, None)
+    skip = _skip(plan, kept, x, unmasked, projection, needs, found)
+    for i in range(len(kept.maps) - 1, 0, -1):
+        source = _Source(kept.maps[i - 1], kept.norms[i - 1])
         _put_norm(found, i, backward)
-        scale, shift, mean = (in_norm.scale, in_norm.shift, in_norm.mean) if in_norm else (None, None, None)
-        coefficients = (backward.a, backward.b, backward.c)
-        if needs[1 + i * TENSORS_A_UNIT]:
-            size = list(unit.weight.shape)
-            found[1 + i * TENSORS_A_UNIT] = raw.conv_wgrad(
-                g, z, *coefficients, source, scale, shift, size, *unit.window
-            )
-        if not below[i]:
-            break
-        masked = (source, scale, shift, mean) if i else _sign_mask(x, backward.a) if mask_dx else (None,) * 4
-        added = (None, None) if i else (skip, skip_out)
-        size = list(source.shape)
-        g, sum_g, sum_gz = raw.conv_dgrad(g, z, *coefficients, unit.weight, size, *unit.window, *masked, *added)
-        if i:
-            backward = norm.backward(in_norm, sum_g, sum_gz, source.shape[0] * source.shape[2] * source.shape[3])
-    if needs[0]:
-        found[0] = g
-    return found
+        dz = (g, kept.maps[i], backward.a, backward.b, backward.c)
+        more = needs[0] or any(wanted[:i])
+        g, sums, found[1 + i * TENSORS_A_UNIT] = _inner(units[i], dz, source, more, needs[1 + i * TENSORS_A_UNIT])
+        if not more:
+            return None, found[1:]
+        backward = norm.backward(source.norm, *sums, pixels(source.map))
+    _put_norm(found, 0, backward)
+    dz = (g, kept.maps[0], backward.a, backward.b, backward.c)
+    first = _first if units[0].geometry.plain else _grouped_first
+    return first(units[0], dz, x, skip, needs, under, found), found[1:]
 
 
-def _sign_mask(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x as its own mask, x * 1 + 0 > 0, in the form of a norm's output; `like` has the vectors' dtype."""
-    zeros = torch.zeros(x.shape[1], dtype=like.dtype, device=like.device)
-    return x, zeros + 1, zeros, zeros
+def _inner(unit: Unit, dz: tuple, source: _Source, needs_dx: bool, needs_weight: bool) -> tuple:
+    """From one convolution's dz to the masked gradient of the norm below it, its sums, and the weight's gradient."""
+    if not unit.geometry.plain:
+        needs = needs_dx, needs_weight
+        dx, d_weight, read = grouped.conv_backward(
+            dz, source.map, *source.prologue, unit.weight, *unit.full_window, needs
+        )
+        g, *sums = raw.bn_act_backward(dx, read, source.map, source.norm.mean) if needs_dx else (None,)
+        return g, sums, d_weight
+    d_weight = _weight_gradient(unit, dz, source) if needs_weight else None
+    if not needs_dx:
+        return None, (), d_weight
+    mask = (source.map, *source.prologue, source.norm.mean, None)
+    g, *sums = raw.conv_dgrad(*dz, unit.weight, list(source.map.shape), *unit.window, *mask, None, None, 1)
+    return g, sums, d_weight
+
+
+def _weight_gradient(unit: Unit, dz: tuple, source: _Source) -> Tensor:
+    return raw.conv_wgrad(*dz, source.map, *source.prologue, list(unit.weight.shape), *unit.window)
+
+
+def _first(unit: Unit, dz: tuple, x: Tensor, skip: tuple, needs, under: Below | None, found) -> Incoming | None:
+    """The first convolution's gradients, the shortcut's joined to its input's."""
+    one_read = unit.weight.shape[2:] == (1, 1) and unit.window == ((1, 1), (0, 0))
+    one_read = one_read and unit.weight.shape[0] <= raw.ONE_READ_FILTERS and (under is None or under.z is None)
+    if needs[0] and needs[1] and one_read:
+        dx, found[1] = raw.conv1x1_backward(*dz, unit.weight, x, under is not None, *skip)
+        return Incoming(dx, None, None)
+    if needs[1]:
+        found[1] = _weight_gradient(unit, dz, _Source(x, None))
+    if not needs[0]:
+        return None
+    z, mean = (None, None) if under is None else under
+    mask = (z, None, None, mean, None if under is None else x)
+    dx, *sums = raw.conv_dgrad(*dz, unit.weight, list(x.shape), *unit.window, *mask, *skip)
+    return Incoming(dx, None, None if z is None else tuple(sums))
+
+
+def _grouped_first(unit: Unit, dz: tuple, x: Tensor, skip: tuple, needs, under: Below | None, found) -> Incoming | None:
+    """As `_first`; the sums are left to the block below, which reads its own maps again."""
+    dx, found[1], _ = grouped.conv_backward(dz, x, None, None, unit.weight, *unit.full_window, tuple(needs[:2]))
+    if dx is None:
+        return None
+    grouped.add_skip(dx, *skip)
+    return Incoming(dx if under is None else grouped.rectified(dx, x), None, None)
 
 
 def _put_norm(found: list, unit: int, backward: norm.Backward) -> None:
     found[2 + unit * TENSORS_A_UNIT], found[3 + unit * TENSORS_A_UNIT] = backward.weight, backward.bias
 
 
-def _last(plan, kept, out, grad, units, found) -> tuple[Tensor, norm.Backward]:
+def _last(plan, kept, incoming: Incoming, units, found) -> tuple[Tensor, norm.Backward]:
     """From the block's gradient to that of the last stored norm's output, masked, with its backward coefficients."""
     z, normalized = kept.maps[-1], kept.norms[-1]
-    count = z.shape[0] * z.shape[2] * z.shape[3]
+    count = pixels(z)
+    grad, out, sums = incoming
     if not plan.pointwise_tail:
-        g, sum_g, sum_gz = raw.bn_act_backward(grad, out, z, normalized.mean)
-        return g, norm.backward(normalized, sum_g, sum_gz, count)
+        g, *sums = raw.bn_act_backward(grad, out, z, normalized.mean) if sums is None else (grad, *sums)
+        return g, norm.backward(normalized, *sums, count)
     last = len(units) - 1
     tail = pointwise_tail.gradients(kept.tail, grad, out, z, normalized.scale, normalized.shift, units[last].weight, 1)
     found[1 + last * TENSORS_A_UNIT] = tail.weight
@@ -206,17 +246,18 @@ def _last(plan, kept, out, grad, units, found) -> tuple[Tensor, norm.Backward]:
     return g, norm.backward(normalized, sum_g, sum_gz, count)
 
 
-def _skip(plan, kept, x, out, grad, projection, needs, found) -> tuple[Tensor | None, Tensor | None]:
-    """What the shortcut adds to x's gradient: a map, and the output that masks it where it is not masked yet."""
+def _skip(plan, kept, x, incoming: Incoming, projection, needs, found) -> tuple[Tensor | None, Tensor | None, int]:
+    """What the shortcut adds to x's gradient: a map, the output that masks it where that is to be done, its stride."""
+    grad, out, _ = incoming
     if projection is not None:
         first = 1 + len(plan.units) * TENSORS_A_UNIT
         if not (needs[0] or any(needs[first:])):
-            return None, None
+            return None, None, 1
         skip, gradients = shortcut.projection_backward(kept.projection, grad, out, x, _projection(projection), needs[0])
         found[first : first + 3] = [gradients.weight, gradients.bn_weight, gradients.bn_bias]
-        return skip, None
+        return skip, None, 1 if skip is None else projection.geometry.stride[0]
     if not needs[0]:
-        return None, None
+        return None, None, 1
     if plan.residual_stride == 1 and x.shape[1] == grad.shape[1]:
-        return grad, out
-    return shortcut.option_a_backward(grad, out, x.shape, plan.residual_stride), None
+        return grad, out, 1
+    return shortcut.option_a_backward(grad, out, x.shape[1]), None, plan.residual_stride

@@ -33,8 +33,8 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, pointwise_tail.T
 def projection_backward(
     tail: pointwise_tail.Tail, grad: Tensor, out: Tensor | None, x: Tensor, projection: Projection, needs_dx: bool
 ) -> tuple[Tensor | None, pointwise_tail.TailGradients]:
-    """The gradient of the projection's input, (N, C, H, W), and of its parameters; `grad` is masked by `out > 0`
-    where `out` is given."""
+    """The gradients of the pixels that the projection read, (N, C, P, Q), and of its parameters; `grad` is masked by
+    `out > 0` where `out` is given."""
     stride = projection.stride
     found = pointwise_tail.gradients(tail, grad, out, x, None, None, projection.weight, stride)
     if not needs_dx:
@@ -43,19 +43,12 @@ def projection_backward(
     dx, _, _ = raw.gram_backward_finish(
         found.t, sampled, None, None, tail.center, found.quadratic, found.constant, torch.zeros_like(found.constant)
     )
-    return (dx if stride == 1 else _spread(dx, x.shape, stride)), found
+    return dx, found
 
 
-def option_a_backward(grad: Tensor, out: Tensor | None, size: torch.Size, stride: int) -> Tensor:
-    """The gradient of an option-A shortcut's input of `size`: the sampled pixels' own channels, zero elsewhere."""
-    below = (grad.shape[1] - size[1]) // 2
-    channels = slice(below, below + size[1])
-    own = grad[:, channels] if out is None else torch.where(out[:, channels] > 0, grad[:, channels], 0)
-    return _spread(own, size, stride)
-
-
-def _spread(grad: Tensor, size: torch.Size, stride: int) -> Tensor:
-    """`grad` at every `stride`-th pixel of a map of zeros."""
-    spread = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
-    spread[:, :, ::stride, ::stride] = grad
-    return spread
+def option_a_backward(grad: Tensor, out: Tensor | None, channels: int) -> Tensor:
+    """The gradient of the sampled pixels of an option-A shortcut's input: that of its own channels."""
+    below = (grad.shape[1] - channels) // 2
+    own = slice(below, below + channels)
+    masked = grad[:, own] if out is None else torch.where(out[:, own] <= 0, 0, grad[:, own])
+    return masked.contiguous(memory_format=torch.channels_last)

@@ -10,22 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference_parts import option_a_shortcut, shortcut  # noqa: F401 - option A is one of this backend's ops
-from .reference_training import (  # noqa: F401 - the training ops of this backend
-    bn_act_backward,
-    bn_add_act,
-    bn_finalize,
-    bn_relu_maxpool,
-    bn_relu_maxpool_backward,
-    channel_stats,
+from .reference_gram import (  # noqa: F401 - ops of this backend
     conv1x1_bn_add_act,
-    conv_dgrad,
-    conv_stats,
-    conv_wgrad,
     gram,
     gram_backward_finish,
     gram_finalize,
     gram_products,
+)
+from .reference_parts import option_a_shortcut, shortcut  # noqa: F401 - option A is one of this backend's ops
+from .reference_training import (  # noqa: F401 - ops of this backend
+    bn_act_backward,
+    bn_add_act,
+    bn_backward_apply,
+    bn_finalize,
+    bn_relu_maxpool,
+    bn_relu_maxpool_backward,
+    channel_stats,
+    conv1x1_backward,
+    conv_dgrad,
+    conv_stats,
+    conv_wgrad,
 )
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRODUCT_RUN = 2048  # pixels
+PRODUCT_RUN = 64  # pixels
+RUNS_AT_ONCE = 64
 
 
 def shortcut(residual: Tensor, out_channels: int, stride: int) -> Tensor:
@@ -72,8 +73,10 @@ def masked_sums(g: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 def summed_products(left: Tensor, right: Tensor) -> Tensor:
     """`left^T right` of two (pixels, channels) matrices."""
     # A float32 product over all pixels accumulates an error that grows with their number; the runs' sums hardly do.
-    runs = zip(left.split(PRODUCT_RUN), right.split(PRODUCT_RUN), strict=True)
-    return torch.stack([a.T @ b for a, b in runs]).sum(0)
+    full = len(left) // PRODUCT_RUN * PRODUCT_RUN
+    runs = (matrix[:full].unflatten(0, (-1, PRODUCT_RUN)).split(RUNS_AT_ONCE) for matrix in (left, right))
+    products = [torch.bmm(a.transpose(1, 2), b).sum(0) for a, b in zip(*runs, strict=True)]
+    return torch.stack([*products, left[full:].T @ right[full:]]).sum(0)
 
 
 def merge(partials: Tensor) -> tuple[Tensor, Tensor, Tensor]:

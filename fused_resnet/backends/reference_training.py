@@ -20,12 +20,10 @@ from .reference_parts import (
     normalizing,
     prologue,
     rows,
-    summed_products,
     wide_dtype,
 )
 
 TILE = 128  # pixels to a row of partials
-CENTERED_BEYOND = 4  # deviations: nearer to zero the raw value is exact, and the rounded difference is not
 
 
 def _bn_backward(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> Tensor:
@@ -84,6 +82,11 @@ def bn_add_act(
     return add_act(affine(z, scale, shift), residual, residual_stride, act, z.dtype)
 
 
+def bn_backward_apply(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> Tensor:
+    """`a * g + b * z + c`."""
+    return _bn_backward(g, z, a, b, c).to(g.dtype)
+
+
 def bn_act_backward(grad: Tensor, out: Tensor | None, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`grad` masked by `out`, and its sums."""
     g = masked(grad, out)
@@ -104,19 +107,49 @@ def conv_dgrad(
     below_scale: Tensor | None,
     below_shift: Tensor | None,
     below_mean: Tensor | None,
+    below_out: Tensor | None,
     skip: Tensor | None,
     skip_out: Tensor | None,
+    skip_stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of a convolution's input, the skip's added, masked by the ReLU below, and its sums."""
     dz = _bn_backward(g, z, a, b, c)
     dx = torch.nn.grad.conv2d_input(input_size, weight.to(dz.dtype), dz, stride, padding)
-    if skip is not None:
-        dx = dx + masked(skip, skip_out)
+    dx = _add_skip(dx, skip, skip_out, skip_stride)
+    dx = masked(dx, below_out if below_scale is None else affine(below_z, below_scale, below_shift)).to(g.dtype)
     if below_z is None:
-        empty = dx.new_empty(0)
-        return dx.to(g.dtype), empty, empty.clone()
-    dx = masked(dx, affine(below_z, below_scale, below_shift)).to(g.dtype)
+        empty = dx.new_empty(0, dtype=wide_dtype(g))
+        return dx, empty, empty.clone()
     return dx, *masked_sums(dx, below_z, below_mean)
+
+
+def _add_skip(dx: Tensor, skip: Tensor | None, skip_out: Tensor | None, stride: int) -> Tensor:
+    if skip is not None:
+        dx[:, :, ::stride, ::stride] += masked(skip, skip_out)
+    return dx
+
+
+def conv1x1_backward(
+    g: Tensor,
+    z: Tensor | None,
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor | None,
+    weight: Tensor,
+    x: Tensor,
+    rectified: bool,
+    skip: Tensor | None,
+    skip_out: Tensor | None,
+    skip_stride: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a 1x1 convolution's input, the skip's added, and of its weight."""
+    below_out = x if rectified else None
+    nothing = (None,) * 4
+    window = ((1, 1), (0, 0))
+    dx, _, _ = conv_dgrad(
+        g, z, a, b, c, weight, list(x.shape), *window, *nothing, below_out, skip, skip_out, skip_stride
+    )
+    return dx, conv_wgrad(g, z, a, b, c, x, None, None, list(weight.shape), *window)
 
 
 def conv_wgrad(
@@ -174,95 +207,3 @@ def bn_relu_maxpool_backward(
     g = padded[:, :, padding : padding + h, padding : padding + w]
     g = masked(g, prologue(z, scale, shift)).to(z.dtype)
     return g, *masked_sums(g, z, mean)
-
-
-def _centered(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, center: Tensor, stride: int) -> Tensor:
-    """`prologue(z)` at every `stride`-th pixel minus `center`, rounded to z's dtype."""
-    a = prologue(z[:, :, ::stride, ::stride], in_scale, in_shift)
-    return a - channels(center, z.dtype)
-
-
-def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A centre, and the sum and the Gram matrix of the activations about it."""
-    sampled = z[:, :, ::stride, ::stride]
-    var, mean = torch.var_mean(rows(prologue(sampled, in_scale, in_shift))[:TILE], dim=0, correction=0)
-    center = torch.where(mean.abs() > CENTERED_BEYOND * var.sqrt(), mean, 0).to(z.dtype)
-    flat = rows(_centered(sampled, in_scale, in_shift, center, 1))
-    return center.to(flat.dtype), flat.sum(0), summed_products(flat, flat)
-
-
-def gram_finalize(
-    center: Tensor,
-    total: Tensor,
-    gram: Tensor,
-    count: int,
-    weight: Tensor,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean, biased variance, invstd, scale and shift of `a @ weight^T` from the sums over a."""
-    # The quadratic form cancels where channels are correlated, and is small beside a pass over a map: float64.
-    matrix = weight.flatten(1).double()
-    average = total.double() / max(count, 1)
-    covariance = gram.double() / max(count, 1) - torch.outer(average, average)
-    var = ((matrix @ covariance) * matrix).sum(1).clamp(min=0)
-    mean = matrix @ (center.double() + average)
-    return normalizing(mean.to(gram.dtype), var.to(gram.dtype), bn_weight, bn_bias, eps)
-
-
-def conv1x1_bn_add_act(
-    z: Tensor,
-    in_scale: Tensor | None,
-    in_shift: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: tuple[int, int],
-    residual_stride: int,
-    act: str,
-) -> Tensor:
-    """`act(scale * conv1x1(prologue(z)) + shift + shortcut(residual))`."""
-    wide = wide_dtype(z)
-    y = F.conv2d(prologue(z, in_scale, in_shift).to(wide), weight.to(wide), None, stride)
-    return add_act(affine(y, scale, shift), residual, residual_stride, act, z.dtype)
-
-
-def gram_products(
-    grad: Tensor,
-    out: Tensor | None,
-    z: Tensor,
-    in_scale: Tensor | None,
-    in_shift: Tensor | None,
-    center: Tensor,
-    weight: Tensor,
-    stride: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`g^T a`, the sum of g, and `g @ weight`, where g is `grad` masked by `out`."""
-    g = rows(masked(grad, out))
-    a = _centered(z, in_scale, in_shift, center, stride)
-    n, c, p, q = a.shape
-    t = (g @ weight.to(g.dtype)).to(z.dtype).view(n, p, q, c).permute(0, 3, 1, 2)
-    return summed_products(g, rows(a)), g.sum(0), t
-
-
-def gram_backward_finish(
-    t: Tensor,
-    z: Tensor,
-    in_scale: Tensor | None,
-    in_shift: Tensor | None,
-    center: Tensor,
-    quadratic: Tensor,
-    constant: Tensor,
-    below_mean: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`t + a @ quadratic + constant`, masked by the ReLU of the prologue, and its sums."""
-    a = _centered(z, in_scale, in_shift, center, 1)
-    n, c, p, q = a.shape
-    flat = rows(t) + rows(a) @ quadratic.to(wide_dtype(t)) + constant.to(wide_dtype(t))
-    g = flat.view(n, p, q, c).permute(0, 3, 1, 2)
-    if in_scale is not None:
-        g = masked(g, prologue(z, in_scale, in_shift))
-    g = g.to(t.dtype)
-    return g, *masked_sums(g, z, below_mean)

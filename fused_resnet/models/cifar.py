@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3, stage_forward
+from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3
+from ..stages import stages_forward
 from ..stem import head_pool, stem_forward
 from .resnet import initialise
 
@@ -83,8 +84,7 @@ class CifarResNet(nn.Module):
             x = self.avgpool(self.layer3(self.layer2(self.layer1(x))))
         else:
             x = stem_forward(self.conv1, self.bn1, self.relu, None, x)
-            for stage in (self.layer1, self.layer2, self.layer3):
-                x = stage_forward(stage, x)
+            x = stages_forward((self.layer1, self.layer2, self.layer3), x)
             x = head_pool(self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 

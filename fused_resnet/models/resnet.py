@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import BasicBlock, Bottleneck, conv1x1, stage_forward
+from ..blocks import BasicBlock, Bottleneck, conv1x1
+from ..stages import stages_forward
 from ..stem import head_pool, stem_forward
 from .weights import build_with_weights, fix, torchvision_builder
 
@@ -110,8 +111,7 @@ class ResNet(nn.Module):
             x = self.avgpool(x)
         else:
             x = stem_forward(self.conv1, self.bn1, self.relu, self.maxpool, x)
-            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-                x = stage_forward(stage, x)
+            x = stages_forward((self.layer1, self.layer2, self.layer3, self.layer4), x)
             x = head_pool(self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 

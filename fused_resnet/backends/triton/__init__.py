@@ -8,8 +8,8 @@ asked for by name, the implicit GEMM runs with `tuning.heuristics.default`'s til
 `_auto`) ATen's convolution does, which on a GPU is cuDNN's, followed by one pass for scale, shift, residual and ReLU.
 Grouped and dilated convolutions always take ATen's and that pass.
 
-The training ops are in `training.py` and `training_gram.py`, which launch the plans of `training_plan.py`; their
-convolutions are never grouped or dilated, and never ATen's.
+The training ops are in `training.py`, `training_gram.py` and `training_one_read.py`, which launch the plans of
+`training_plan.py` and `training_split_plan.py`; their convolutions are never grouped or dilated, and never ATen's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .availability import unavailable_reason, unsupported_reason
 from .training import (
     bn_act_backward,
     bn_add_act,
+    bn_backward_apply,
     bn_finalize,
     bn_relu_maxpool,
     bn_relu_maxpool_backward,
@@ -30,15 +31,18 @@ from .training import (
     conv_stats,
     conv_wgrad,
 )
-from .training_gram import conv1x1_bn_add_act, gram, gram_backward_finish, gram_finalize, gram_products
+from .training_gram import conv1x1_bn_add_act, gram, gram_backward_finish, gram_finalize
+from .training_one_read import conv1x1_backward, gram_products
 
 __all__ = [
     "bn_act_backward",
     "bn_add_act",
+    "bn_backward_apply",
     "bn_finalize",
     "bn_relu_maxpool",
     "bn_relu_maxpool_backward",
     "channel_stats",
+    "conv1x1_backward",
     "conv1x1_bn_add_act",
     "conv_bn_relu_maxpool",
     "conv_bn_relu_maxpool_auto",

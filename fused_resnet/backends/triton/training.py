@@ -13,6 +13,7 @@ from torch import Tensor
 from ...shapes import ConvShape, output_extent, pair
 from . import launch
 from . import training_plan as planning
+from . import training_split_plan as split_planning
 from .availability import architecture
 from .launch import dense_nhwc, dtype_name
 from .plan import _TYPES
@@ -20,6 +21,7 @@ from .plan import _TYPES
 __all__ = [
     "bn_act_backward",
     "bn_add_act",
+    "bn_backward_apply",
     "bn_finalize",
     "bn_relu_maxpool",
     "bn_relu_maxpool_backward",
@@ -147,6 +149,17 @@ def bn_act_backward(grad: Tensor, out: Tensor | None, z: Tensor, mean: Tensor) -
     return g, *_summed(sums)
 
 
+def bn_backward_apply(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> Tensor:
+    """`a * g + b * z + c` in one pass."""
+    tensors = _gradient(g, z, a, b, c)
+    del tensors["out_ptr"]
+    n, k, p, q = g.shape
+    y = _output(g, (n, k, p, q))
+    tensors["y_ptr"] = y
+    launch.run(planning.plan_rows("bn_backward_apply", n * p * q, k, _types(tensors)), tensors)
+    return y
+
+
 def bn_relu_maxpool(
     z: Tensor, scale: Tensor, shift: Tensor, kernel: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
@@ -198,36 +211,41 @@ def conv_dgrad(
     below_scale: Tensor | None,
     below_shift: Tensor | None,
     below_mean: Tensor | None,
+    below_out: Tensor | None,
     skip: Tensor | None,
     skip_out: Tensor | None,
+    skip_stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of a convolution's input; see `fused_resnet.ops.training`."""
-    epilogue = (below_z, below_scale, below_shift, below_mean, skip, skip_out)
-    return _dgrad(_gradient(g, z, a, b, c), weight, tuple(input_size), stride, padding, *epilogue)
+    epilogue = {
+        "below_z_ptr": _map(below_z),
+        "below_scale_ptr": _vector(below_scale),
+        "below_shift_ptr": _vector(below_shift),
+        "below_mean_ptr": _vector(below_mean),
+        "below_out_ptr": _map(below_out),
+        "skip_ptr": _map(skip),
+        "skip_out_ptr": _map(skip_out),
+    }
+    size = tuple(input_size)
+    return _dgrad(_gradient(g, z, a, b, c), weight, size, stride, padding, epilogue, skip_stride)
+
+
+_NO_EPILOGUE = dict.fromkeys(
+    f"{name}_ptr" for name in ("below_z", "below_scale", "below_shift", "below_mean", "below_out", "skip", "skip_out")
+)
 
 
 def _dgrad(
-    gradient, weight: Tensor, input_size, stride, padding,
-    below_z=None, below_scale=None, below_shift=None, below_mean=None, skip=None, skip_out=None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient, weight: Tensor, input_size, stride, padding, epilogue=_NO_EPILOGUE, skip_stride: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     g = gradient["g_ptr"]
     n, c, h, w = input_size
     k, _, r, s = weight.shape
     shape = ConvShape(n, c, h, w, k, r, s, pair(tuple(stride)), pair(tuple(padding)))
     dx = _output(g, (n, c, h, w))
-    sums = None if below_z is None else _partials(g, planning.dgrad_tiles(shape), 2, c)
-    tensors = gradient | {
-        "w_ptr": dense_nhwc(weight.to(g.dtype)),
-        "y_ptr": dx,
-        "sums_ptr": sums,
-        "below_z_ptr": _map(below_z),
-        "below_scale_ptr": _vector(below_scale),
-        "below_shift_ptr": _vector(below_shift),
-        "below_mean_ptr": _vector(below_mean),
-        "skip_ptr": _map(skip),
-        "skip_out_ptr": _map(skip_out),
-    }
-    launch.run(planning.plan_conv_dgrad(shape, *_machine(g), _types(tensors)), tensors)
+    sums = None if epilogue["below_z_ptr"] is None else _partials(g, planning.dgrad_tiles(shape), 2, c)
+    tensors = gradient | {"w_ptr": dense_nhwc(weight.to(g.dtype)), "y_ptr": dx, "sums_ptr": sums} | epilogue
+    launch.run(planning.plan_conv_dgrad(shape, *_machine(g), _types(tensors), skip_stride), tensors)
     if sums is None:
         return dx, _partials(g, 0), _partials(g, 0)
     return dx, *_summed(sums)
@@ -263,7 +281,7 @@ def _wgrad(shape: ConvShape, tensors, totals: bool = False) -> tuple[Tensor, Ten
     g = tensors["g_ptr"]
     # the plan depends on which pointers there are, not on how long they are
     types = _types(tensors) + (("y_ptr", "fp32"), ("total_ptr", "fp32" if totals else None))
-    plan, splits = planning.plan_conv_wgrad(shape, *_machine(g), types)
+    plan, splits = split_planning.plan_conv_wgrad(shape, *_machine(g), types)
     slices = _partials(g, splits, shape.k, shape.gemm_k)
     total = _partials(g, splits, shape.k) if totals else None
     launch.run(plan, tensors | {"y_ptr": slices, "total_ptr": total})

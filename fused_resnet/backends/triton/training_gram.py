@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ...shapes import ConvShape, pair
-from ..reference_training import gram_finalize
+from ..reference_gram import gram_finalize
 from . import launch
 from . import training_plan as planning
+from . import training_split_plan as split_planning
 from .launch import dense_nhwc
-from .training import _dgrad, _machine, _map, _norm, _output, _partials, _residual, _summed, _types, _vector, _wgrad
+from .training import _machine, _map, _norm, _output, _partials, _residual, _summed, _types, _vector
 
-__all__ = ["conv1x1_bn_add_act", "gram", "gram_backward_finish", "gram_finalize", "gram_products"]
+__all__ = ["conv1x1_bn_add_act", "gram", "gram_backward_finish", "gram_finalize"]
 
 
 def _pointwise_shape(z: Tensor, filters: int, stride: int | tuple[int, int]) -> ConvShape:
@@ -55,33 +56,10 @@ def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: in
     center = _partials(z, c)
     inputs = {"z_ptr": z, "center_ptr": center} | _norm(in_scale, in_shift)
     types = _types(inputs) + (("y_ptr", "fp32"), ("total_ptr", "fp32"))
-    plan, splits = planning.plan_gram(shape, *_machine(z), types)
+    plan, splits = split_planning.plan_gram(shape, *_machine(z), types)
     slices, total = _partials(z, splits, c, c), _partials(z, splits, c)
     launch.run(plan, inputs | {"y_ptr": slices, "total_ptr": total})
     return center, total.sum(0), slices.sum(0)
-
-
-def gram_products(
-    grad: Tensor,
-    out: Tensor | None,
-    z: Tensor,
-    in_scale: Tensor | None,
-    in_shift: Tensor | None,
-    center: Tensor,
-    weight: Tensor,
-    stride: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`g^T a` (K, C), the sums of g (K,), and `g @ weight` (N, C, P, Q), where g is `grad` masked by `out`.
-
-    Two launches, each of which reads grad and out."""
-    shape = _pointwise_shape(z, grad.shape[1], stride)
-    gradient = {"g_ptr": dense_nhwc(grad), "out_ptr": _map(out), "z_ptr": None, "a_ptr": None, "b_ptr": None}
-    gradient["c_ptr"] = None
-    source = {"x_ptr": dense_nhwc(z), "center_ptr": _vector(center)} | _norm(in_scale, in_shift)
-    products, sums = _wgrad(shape, gradient | source, totals=True)
-    size = (shape.n, shape.c, shape.p, shape.q)
-    t, _, _ = _dgrad(gradient, weight[:, :, None, None], size, (1, 1), (0, 0))
-    return products, sums, t
 
 
 def gram_backward_finish(
@@ -102,9 +80,10 @@ def gram_backward_finish(
     rows = n * p * q
     g, sums = _output(t, (n, c, p, q)), _partials(t, planning.tiles_of(rows), 2, c)
     vectors = {"constant_ptr": _vector(constant), "mean_ptr": _vector(below_mean), "center_ptr": _vector(center)}
-    leading = quadratic.to(z.dtype).contiguous()
-    trailing = None if z.dtype == torch.float32 else (quadratic - leading.to(quadratic.dtype)).to(z.dtype).contiguous()
-    maps = {"t_ptr": t, "z_ptr": z, "w_ptr": leading, "w_low_ptr": trailing, "y_ptr": g, "sums_ptr": sums}
+    parts = quadratic.to(z.dtype).unsqueeze(0)
+    if z.dtype != torch.float32:
+        parts = torch.cat((parts, (quadratic - parts.to(quadratic.dtype)).to(z.dtype)))
+    maps = {"t_ptr": t, "z_ptr": z, "w_ptr": parts.contiguous(), "y_ptr": g, "sums_ptr": sums}
     tensors = maps | vectors | _norm(in_scale, in_shift)
     launch.run(planning.plan_gram_finish(rows, c, *_machine(z), _types(tensors)), tensors)
     return g, *_summed(sums)

@@ -2,7 +2,7 @@
 
 Tiles follow rules and no table: the products' operands pass through registers, and partials need tiles of 128 pixels.
 Every plan takes `arch` (90 for sm_90) where it matters, and `types`: the element type of each pointer argument by name,
-None for one that is left out.
+None for one that is left out.  The plans of sums over all pixels are in `training_split_plan.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ Types = tuple[tuple[str, str | None], ...]
 
 STATISTICS_TILE = 128  # pixels to a row of partials
 _GROUP_M = 8
-# Programs that a split over the pixels aims at: two for each of 132 multiprocessors.  The same everywhere, so that the
-# order of every sum, and with it every bit of a gradient, is the same on every part.
-_SPLIT_PROGRAMS = 264
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,12 @@ def _power_of_two(extent: int, most: int) -> int:
     return min(most, max(16, 1 << (extent - 1).bit_length()))
 
 
-def _step(depth: int, dtype: str) -> int:
-    """The largest K-step of at most 128 bytes that divides `depth`; half of that where none does."""
+def _step(depth: int, taps: int, dtype: str) -> int:
+    """The largest K-step of at most 128 bytes that divides `depth` and is not all of it and its `taps`, since a single
+    step has nothing to overlap its loads with; where none does, half of 128 bytes."""
     widest = 16 if dtype == "float32" else 128 // ITEMSIZE[dtype]
-    return next((step for step in (64, 32, 16) if step <= widest and depth % step == 0), max(16, widest // 2))
+    steps = (step for step in (64, 32, 16) if step <= widest and depth % step == 0 and step < depth * taps)
+    return next(steps, max(16, widest // 2))
 
 
 def _stages(arch: int, elements: int, dtype: str) -> int:
@@ -54,15 +53,16 @@ def _stages(arch: int, elements: int, dtype: str) -> int:
 
 
 def _gemm(
-    columns: int, depth: int, dtype: str, arch: int, maps: int = 1, matrices: int = 1
+    columns: int, depth: int, taps: int, dtype: str, arch: int, maps: int = 1
 ) -> tuple[dict[str, int | str], dict[str, int]]:
-    """Constants and options of a GEMM whose rows are pixels; `maps` and `matrices` are loaded for the two operands."""
+    """Constants and options of a GEMM whose rows are pixels, whose left operand is of `maps` maps of `depth` channels
+    at `taps` pixels."""
     block_n = _power_of_two(columns, 64 if dtype == "float32" else 128)
-    block_k = _step(depth, dtype)
+    block_k = _step(depth, taps, dtype)
     # elements gathered one by one need registers for their addresses
     warps = 8 if block_n >= 128 or dtype == "float32" or depth % block_k else 4
     tile = {"BLOCK_M": STATISTICS_TILE, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": _GROUP_M}
-    stages = _stages(arch, (maps * STATISTICS_TILE + matrices * block_n) * block_k, dtype)
+    stages = _stages(arch, (maps * STATISTICS_TILE + block_n) * block_k, dtype)
     return tile | {"PRECISION": _precision(dtype)}, {"num_warps": warps, "num_stages": stages}
 
 
@@ -110,7 +110,7 @@ def _residual(residual: Residual | None, k: int, p: int, q: int, rows: int):
 @functools.lru_cache(maxsize=4096)
 def plan_conv_stats(shape: ConvShape, dtype: str, arch: int, types: Types) -> LaunchPlan:
     """An ungrouped, undilated convolution with its norm prologue and statistics epilogue."""
-    tile, options = _gemm(shape.k, shape.c, dtype, arch)
+    tile, options = _gemm(shape.k, shape.c, shape.r * shape.s, dtype, arch)
     tiles = tiles_of(shape.gemm_m)
     rows = tiles * STATISTICS_TILE
     wide = max(_input_end(shape, rows), rows * shape.k) >= _INT32_END
@@ -124,7 +124,7 @@ def plan_conv_bn_add_act(
     shape: ConvShape, dtype: str, arch: int, types: Types, residual: Residual | None, relu: bool
 ) -> LaunchPlan:
     """A 1x1 convolution with its norm prologue, and BN, shortcut and ReLU as its epilogue."""
-    tile, options = _gemm(shape.k, shape.c, dtype, arch)
+    tile, options = _gemm(shape.k, shape.c, 1, dtype, arch)
     tiles = tiles_of(shape.gemm_m)
     rows = tiles * STATISTICS_TILE
     scalars, constants, end = _residual(residual, shape.k, shape.p, shape.q, rows)
@@ -136,9 +136,9 @@ def plan_conv_bn_add_act(
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_conv_dgrad(shape: ConvShape, dtype: str, arch: int, types: Types) -> LaunchPlan:
-    """The gradient of a convolution's input."""
-    tile, options = _gemm(shape.c, shape.k, dtype, arch, maps=2)
+def plan_conv_dgrad(shape: ConvShape, dtype: str, arch: int, types: Types, skip_stride: int = 1) -> LaunchPlan:
+    """The gradient of a convolution's input; the skip's lies at every skip_stride-th pixel of it."""
+    tile, options = _gemm(shape.c, shape.k, shape.r * shape.s, dtype, arch, maps=2)
     options["num_warps"] = 8  # g and z of a step in the registers of four warps would leave too few for the epilogue
     tiles = dgrad_tiles(shape)
     # a tile may run past the last image, and its taps past an image's edges
@@ -147,7 +147,7 @@ def plan_conv_dgrad(shape: ConvShape, dtype: str, arch: int, types: Types) -> La
     inputs = (shape.h + shape.stride.h) * (shape.w + shape.stride.w) * shape.c
     wide = images * max(output, inputs) >= _INT32_END
     grid = tiles * -(-shape.c // tile["BLOCK_N"])
-    constants = _geometry(shape) | tile | {"WIDE": wide}
+    constants = _geometry(shape) | tile | {"SKIP_STRIDE": skip_stride, "WIDE": wide}
     return LaunchPlan("conv_dgrad", dict(types), _extents(shape), constants, grid, **options)
 
 
@@ -155,64 +155,16 @@ def plan_conv_dgrad(shape: ConvShape, dtype: str, arch: int, types: Types) -> La
 def plan_gram_finish(rows: int, c: int, dtype: str, arch: int, types: Types) -> LaunchPlan:
     """t + (a - center) @ quadratic + constant over `rows` pixels of C channels."""
     # beside the products the epilogue holds t and z, of which a step has one: eight warps, and narrower for 4 bytes
-    tile, options = _gemm(c if ITEMSIZE[dtype] == 2 else min(c, 64), c, dtype, arch, matrices=2)
+    half = ITEMSIZE[dtype] == 2
+    tile, options = _gemm(c if half else min(c, 64), c, 1, dtype, arch)
+    if half:
+        # a step's channels meet two rows of the matrix each, of its leading and of its trailing bits
+        tile["BLOCK_K"] = min(tile["BLOCK_K"], 32)
     options["num_warps"] = 8
     tiles = tiles_of(rows)
-    constants = {"C": c, "WIDE": tiles * STATISTICS_TILE * c >= _INT32_END} | tile
+    constants = {"C": c, "PARTS": 2 if half else 1, "WIDE": tiles * STATISTICS_TILE * c >= _INT32_END} | tile
     grid = tiles * -(-c // tile["BLOCK_N"])
     return LaunchPlan("conv_gram_finish", dict(types), {"ROWS": rows}, constants, grid, **options)
-
-
-@dataclass(frozen=True)
-class Split:
-    """How the pixels are shared: `splits` slices of float32 partials, each of `steps` steps of `block_k` pixels."""
-
-    splits: int
-    steps: int
-    block_k: int
-
-
-def split_of(pixels: int, tiles: int, dtype: str) -> Split:
-    """Enough slices for the programs to fill a large GPU, of whole steps."""
-    block_k = 64 if ITEMSIZE[dtype] == 2 else 32
-    total = -(-pixels // block_k)
-    steps = -(-total // max(1, min(total, -(-_SPLIT_PROGRAMS // tiles))))
-    return Split(-(-total // steps), steps, block_k)
-
-
-def _products(
-    kernel: str, shape: ConvShape, dtype: str, arch: int, types: Types, rows: int, columns: int, constants
-) -> tuple[LaunchPlan, int]:
-    """The plan of a sum of rows x columns products over all output pixels, and its number of slices."""
-    widest = 64 if dtype == "float32" else 128
-    block_m = _power_of_two(rows, widest)
-    divisors = (block for block in (128, 64, 32, 16) if block <= widest and shape.c % block == 0)
-    block_n = next(divisors, _power_of_two(columns, 64))
-    tiles = -(-rows // block_m) * -(-columns // block_n)
-    split = split_of(shape.gemm_m, tiles, dtype)
-    pixels = split.splits * split.steps * split.block_k
-    wide = max(_input_end(shape, pixels), pixels * shape.k) >= _INT32_END
-    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": split.block_k, "WIDE": wide}
-    # half of the tile's operands pass through registers on their way to shared memory
-    warps = 8 if block_m * block_n >= 128 * 64 or dtype == "float32" or shape.c % block_n else 4
-    plan = LaunchPlan(
-        kernel, dict(types), _extents(shape) | {"STEPS": split.steps}, constants | {"PRECISION": _precision(dtype)},
-        tiles * split.splits, warps, _stages(arch, (2 * block_m + block_n) * split.block_k, dtype),
-    )  # fmt: skip
-    return plan, split.splits
-
-
-@functools.lru_cache(maxsize=4096)
-def plan_conv_wgrad(shape: ConvShape, dtype: str, arch: int, types: Types) -> tuple[LaunchPlan, int]:
-    """The gradient of a convolution's weight, and the number of slices of partials."""
-    return _products("conv_wgrad", shape, dtype, arch, types, shape.k, shape.gemm_k, _geometry(shape))
-
-
-@functools.lru_cache(maxsize=4096)
-def plan_gram(shape: ConvShape, dtype: str, arch: int, types: Types) -> tuple[LaunchPlan, int]:
-    """The Gram matrix of x where the 1x1 convolution `shape` (K = C) reads it, and the number of slices of partials."""
-    constants = {"C": shape.c, "STRIDE_H": shape.stride.h, "STRIDE_W": shape.stride.w}
-    return _products("conv_gram", shape, dtype, arch, types, shape.c, shape.c, constants)
 
 
 def _pass(kernel: str, types: Types, scalars, constants, rows: int, channels: int, block_m: int, end: int = 0):
@@ -227,7 +179,7 @@ def _pass(kernel: str, types: Types, scalars, constants, rows: int, channels: in
 
 @functools.lru_cache(maxsize=4096)
 def plan_rows(kernel: str, rows: int, k: int, types: Types) -> LaunchPlan:
-    """`channel_stats` or `bn_act_backward` over (rows, K)."""
+    """`channel_stats`, `bn_act_backward` or `bn_backward_apply` over (rows, K)."""
     return _pass(kernel, types, {"ROWS": rows, "K": k}, {}, rows, k, STATISTICS_TILE)
 
 

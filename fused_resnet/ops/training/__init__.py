@@ -22,9 +22,9 @@ BackendError where the backend asked for by name cannot take the call, and Runti
 gradient while gradients are enabled.  An empty batch gives empty maps and zero sums.
 """
 
-from .conv import conv_dgrad, conv_stats, conv_wgrad
+from .conv import ONE_READ_FILTERS, conv1x1_backward, conv_dgrad, conv_stats, conv_wgrad
 from .gram import conv1x1_bn_add_act, gram, gram_backward_finish, gram_finalize, gram_products
-from .norm import bn_act_backward, bn_add_act, bn_finalize, channel_stats
+from .norm import bn_act_backward, bn_add_act, bn_backward_apply, bn_finalize, channel_stats
 from .pool import bn_relu_maxpool, bn_relu_maxpool_backward
 
 OPS = (
@@ -37,21 +37,26 @@ OPS = (
     "bn_add_act",
     "conv_dgrad",
     "conv_wgrad",
+    "conv1x1_backward",
     "gram_products",
     "gram_backward_finish",
     "bn_relu_maxpool",
     "bn_relu_maxpool_backward",
     "bn_act_backward",
+    "bn_backward_apply",
 )
 
 __all__ = [
+    "ONE_READ_FILTERS",
     "OPS",
     "bn_act_backward",
     "bn_add_act",
+    "bn_backward_apply",
     "bn_finalize",
     "bn_relu_maxpool",
     "bn_relu_maxpool_backward",
     "channel_stats",
+    "conv1x1_backward",
     "conv1x1_bn_add_act",
     "conv_dgrad",
     "conv_stats",

@@ -109,6 +109,16 @@ class Arguments:
             )
         return shape
 
+    def skip(self, input_size, skip: Tensor | None, skip_out: Tensor | None, skip_stride: int) -> None:
+        """What a shortcut adds to the gradient of an input, at every `skip_stride`-th pixel, and what masks it."""
+        self.at_least(1, skip_stride=skip_stride)
+        size = (*input_size[:2], *(output_extent(extent, 1, skip_stride, 0) for extent in input_size[2:]))
+        for name, tensor in (("skip", skip), ("skip_out", skip_out)):
+            if tensor is not None:
+                self.feature_map(name, tensor, size)
+        if skip_out is not None and skip is None:
+            self.refuse("skip_out is given without the skip that it masks; pass skip")
+
     def residual(self, residual: Tensor | None, size: tuple[int, int, int, int], residual_stride: int) -> None:
         """None, or what can be added to an output of `size`: directly or as an option-A shortcut."""
         if residual is not None:

@@ -8,6 +8,8 @@ from ..checks import convolution
 from ..library import Output, register
 from . import checks
 
+ONE_READ_FILTERS = 256  # of a 1x1 convolution whose two gradients one kernel can make
+
 
 def _describe_conv_stats(x, weight, in_scale, in_shift, stride, padding, dilation, groups):
     op = "conv_stats"
@@ -52,20 +54,24 @@ def conv_stats(
 
 
 def _describe_conv_dgrad(
-    g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, skip, skip_out
-):
+    g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, below_out,
+    skip, skip_out, skip_stride,
+):  # fmt: skip
     checks.feature_map("conv_dgrad", "g", g)
     call = checks.Arguments("conv_dgrad", "g", g)
     call.bn_backward(g, z, a, b, c)
     call.alike("weight", weight)
     shape = call.convolution(input_size, weight.shape, stride, padding, g)
-    for name, tensor in (("below_z", below_z), ("skip", skip), ("skip_out", skip_out)):
+    for name, tensor in (("below_z", below_z), ("below_out", below_out)):
         if tensor is not None:
             call.feature_map(name, tensor, tuple(input_size))
-    if skip_out is not None and skip is None:
-        call.refuse("skip_out is given without the skip that it masks; pass skip")
+    call.skip(input_size, skip, skip_out, skip_stride)
     call.vectors(shape.c, below_scale=below_scale, below_shift=below_shift, below_mean=below_mean)
-    call.together(below_z=below_z, below_scale=below_scale, below_shift=below_shift, below_mean=below_mean)
+    call.together(below_z=below_z, below_mean=below_mean)
+    if below_out is None:
+        call.together(below_z=below_z, below_scale=below_scale, below_shift=below_shift)
+    elif below_scale is not None or below_shift is not None:
+        call.refuse("below_out masks in the place of below_scale and below_shift; pass either it or them")
     sums = Output((0 if below_z is None else shape.c,), checks.wide_dtype(g))
     return [Output(tuple(input_size), g.dtype), sums, sums], {"weight": weight, "stride": stride, "padding": padding}
 
@@ -73,7 +79,7 @@ def _describe_conv_dgrad(
 _conv_dgrad = register(
     "conv_dgrad(Tensor g, Tensor? z, Tensor a, Tensor? b, Tensor? c, Tensor weight, SymInt[] input_size,"
     " int[2] stride, int[2] padding, Tensor? below_z, Tensor? below_scale, Tensor? below_shift, Tensor? below_mean,"
-    " Tensor? skip, Tensor? skip_out) -> (Tensor, Tensor, Tensor)",
+    " Tensor? below_out, Tensor? skip, Tensor? skip_out, int skip_stride) -> (Tensor, Tensor, Tensor)",
     _describe_conv_dgrad,
 )
 
@@ -92,14 +98,17 @@ def conv_dgrad(
     below_scale: Tensor | None,
     below_shift: Tensor | None,
     below_mean: Tensor | None,
+    below_out: Tensor | None,
     skip: Tensor | None,
     skip_out: Tensor | None,
+    skip_stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A convolution's input gradient, from before its own batch norm to before the one below.
+    """A convolution's input gradient, from before its own batch norm to before what is below.
 
-    `dz = a * g + b * z + c`, `dx = conv_transpose(dz, weight)`; with a skip, `dx += skip * (skip_out > 0)`, or `skip`
-    where skip_out is None; with a norm below, `dx *= (below_z * below_scale + below_shift > 0)`.  All of it wide; dx is
-    rounded once.  Groups and dilation are left to ATen's own convolution.
+    `dz = a * g + b * z + c`, `dx = conv_transpose(dz, weight)`; with a skip, every skip_stride-th pixel of dx gets
+    `+= skip * (skip_out > 0)`, or `skip` where skip_out is None; with a norm below,
+    `dx *= (below_z * below_scale + below_shift > 0)`; with a block below, `dx *= (below_out > 0)`.  All of it wide; dx
+    is rounded once.  Groups and dilation are left to ATen's own convolution.
 
     Args:
         g: (N, K, P, Q), the masked gradient of the output of the convolution's batch norm.
@@ -107,20 +116,75 @@ def conv_dgrad(
         a, b, c: (K,) each, the batch norm's backward; b and c both None for constant statistics.
         weight: (K, C, R, S), of g's dtype.
         input_size: N, C, H, W.
-        below_z: (N, C, H, W), the raw map whose norm and ReLU made the convolution's input; None where that input was
-            used as it is.
-        below_scale, below_shift, below_mean: (C,) each, of that norm; None with below_z.
-        skip: (N, C, H, W), added to dx, or None.
-        skip_out: (N, C, H, W), masks skip; or None.
+        below_z: (N, C, H, W), the raw map whose norm comes last below dx; None where its sums are not wanted.
+        below_mean: (C,), of that norm; None with below_z.
+        below_scale, below_shift: (C,) each, of that norm, where only a ReLU lies between it and dx; else None.
+        below_out: (N, C, H, W), the output of the block below, whose last ReLU masks dx; or None.
+        skip: (N, C, ceil(H / skip_stride), ceil(W / skip_stride)), added to dx, or None.
+        skip_out: of skip's size, masks it; or None.
+        skip_stride: 1, or the stride of the shortcut that skip comes from.
 
     Returns:
         `(dx, sum_g, sum_gz)`: dx (N, C, H, W) of g's dtype; `sum_g = sum_p dx`,
-        `sum_gz = sum_p dx * (below_z - below_mean)`, (C,) each, wide; or of shape (0,) without a norm below.
+        `sum_gz = sum_p dx * (below_z - below_mean)`, (C,) each, wide; or of shape (0,) without below_z.
     """
     return _conv_dgrad(
-        g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, skip,
-        skip_out,
+        g, z, a, b, c, weight, input_size, stride, padding, below_z, below_scale, below_shift, below_mean, below_out,
+        skip, skip_out, skip_stride,
     )  # fmt: skip
+
+
+def _describe_conv1x1_backward(g, z, a, b, c, weight, x, rectified, skip, skip_out, skip_stride):
+    op = "conv1x1_backward"
+    checks.feature_map(op, "g", g)
+    call = checks.Arguments(op, "g", g)
+    call.bn_backward(g, z, a, b, c)
+    call.alike("weight", weight)
+    call.feature_map("x", x)
+    if weight.dim() != 4 or tuple(weight.shape[2:]) != (1, 1) or weight.shape[0] > ONE_READ_FILTERS:
+        call.refuse(f"weight must be (K, C, 1, 1) with K at most {ONE_READ_FILTERS}, got {tuple(weight.shape)}")
+    call.convolution(x.shape, weight.shape, (1, 1), (0, 0), g)
+    call.skip(x.shape, skip, skip_out, skip_stride)
+    return [Output(tuple(x.shape), g.dtype), Output(tuple(weight.shape), checks.wide_dtype(g))], {"weight": weight}
+
+
+_conv1x1_backward = register(
+    "conv1x1_backward(Tensor g, Tensor? z, Tensor a, Tensor? b, Tensor? c, Tensor weight, Tensor x, bool rectified,"
+    " Tensor? skip, Tensor? skip_out, int skip_stride) -> (Tensor, Tensor)",
+    _describe_conv1x1_backward,
+)
+
+
+def conv1x1_backward(
+    g: Tensor,
+    z: Tensor | None,
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor | None,
+    weight: Tensor,
+    x: Tensor,
+    rectified: bool,
+    skip: Tensor | None,
+    skip_out: Tensor | None,
+    skip_stride: int,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of a 1x1 convolution from one read of every map: `conv_dgrad` and `conv_wgrad` at once.
+
+    `dz = a * g + b * z + c`; `dW = dz^T x`; `dx = dz W`, to which the skip is added, masked by `x > 0` where
+    `rectified`.  For a convolution of stride 1 that read x as it is; the K x C products are held beside the tile of dz,
+    so that K is at most 256.
+
+    Args:
+        g, z, a, b, c: as in `conv_dgrad`.
+        weight: (K, C, 1, 1), of g's dtype.
+        x: (N, C, H, W), the convolution's input.
+        rectified: x is the output of a ReLU, through which dx goes on.
+        skip, skip_out, skip_stride: as in `conv_dgrad`.
+
+    Returns:
+        `(dx, dW)`: dx (N, C, H, W) of g's dtype; dW (K, C, 1, 1), wide, never rounded.
+    """
+    return _conv1x1_backward(g, z, a, b, c, weight, x, rectified, skip, skip_out, skip_stride)
 
 
 def _describe_conv_wgrad(g, z, a, b, c, x, in_scale, in_shift, weight_size, stride, padding):

@@ -99,6 +99,31 @@ def bn_add_act(
     return _bn_add_act(z, scale, shift, residual, residual_stride, act)
 
 
+def _describe_bn_backward_apply(g, z, a, b, c):
+    checks.feature_map("bn_backward_apply", "g", g)
+    checks.Arguments("bn_backward_apply", "g", g).bn_backward(g, z, a, b, c)
+    return tuple(g.shape), {}
+
+
+_bn_backward_apply = register(
+    "bn_backward_apply(Tensor g, Tensor? z, Tensor a, Tensor? b, Tensor? c) -> Tensor", _describe_bn_backward_apply
+)
+
+
+def bn_backward_apply(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> Tensor:
+    """`dz = a * g + b * z + c`, for convolutions whose own prologue does not make it (grouped and dilated ones).
+
+    Args:
+        g: (N, K, P, Q), the masked gradient of a batch norm's output.
+        z: (N, K, P, Q), its input; may be None where b and c are.
+        a, b, c: (K,) each, its backward; b and c both None for constant statistics.
+
+    Returns:
+        (N, K, P, Q) of g's dtype.
+    """
+    return _bn_backward_apply(g, z, a, b, c)
+
+
 def _describe_bn_act_backward(grad, out, z, mean):
     checks.feature_map("bn_act_backward", "grad", grad)
     call = checks.Arguments("bn_act_backward", "grad", grad)

@@ -5,9 +5,11 @@ from .pointwise import option_a_shortcut, scale_shift_act
 from .pool import global_avg_pool, max_pool
 from .training_dgrad import conv_dgrad, conv_gram_finish
 from .training_fprop import conv_bn_add_act, conv_stats
+from .training_one_read import conv_backward_1x1
 from .training_pointwise import (
     bn_act_backward,
     bn_add_act,
+    bn_backward_apply,
     bn_finalize,
     bn_relu_maxpool,
     bn_relu_maxpool_backward,
@@ -29,8 +31,10 @@ KERNELS = {
     "conv_gram_finish": conv_gram_finish,
     "conv_wgrad": conv_wgrad,
     "conv_gram": conv_gram,
+    "conv_backward_1x1": conv_backward_1x1,
     "channel_stats": channel_stats,
     "bn_add_act": bn_add_act,
+    "bn_backward_apply": bn_backward_apply,
     "bn_finalize": bn_finalize,
     "bn_act_backward": bn_act_backward,
     "bn_relu_maxpool": bn_relu_maxpool,

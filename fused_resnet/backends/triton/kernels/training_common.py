@@ -11,13 +11,20 @@ from .common import relu
 
 
 @triton.jit
-def normalized(z, scale_ptr, shift_ptr, channel, channel_inside, inside):
+def vector(ptr, channel, inside):
+    """Float32 elements of a vector, zero where not `inside`; None where there is no vector."""
+    value = None
+    if ptr is not None:
+        value = tl.load(ptr + channel, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def normalized(z, scale, shift, inside):
     """relu(z * scale + shift), rounded to z's dtype, and zero where not `inside`: the padding of a prologue.
 
     Without a scale, z, which is loaded as zero where not inside."""
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=channel_inside, other=0.0)
-        shift = tl.load(shift_ptr + channel, mask=channel_inside, other=0.0)
+    if scale is not None:
         value = relu(z.to(tl.float32) * scale[None, :] + shift[None, :])
         z = tl.where(inside, value, 0.0).to(z.dtype)
     return z
@@ -25,8 +32,10 @@ def normalized(z, scale_ptr, shift_ptr, channel, channel_inside, inside):
 
 @triton.jit
 def centered(a, center, inside):
-    """a - center, rounded to a's dtype, and zero where not `inside`."""
-    return tl.where(inside, a.to(tl.float32) - center[None, :], 0.0).to(a.dtype)
+    """a - center, rounded to a's dtype, and zero where not `inside`; a where there is no center."""
+    if center is not None:
+        a = tl.where(inside, a.to(tl.float32) - center[None, :], 0.0).to(a.dtype)
+    return a
 
 
 @triton.jit
@@ -36,32 +45,47 @@ def unless_rectified(value, out):
 
 
 @triton.jit
-def unless_rectified_by(value, z, scale_ptr, shift_ptr, channel, channel_inside):
+def unless_rectified_by(value, z, scale, shift):
     """`value` where z * scale + shift was not rectified."""
-    scale = tl.load(scale_ptr + channel, mask=channel_inside, other=0.0)
-    shift = tl.load(shift_ptr + channel, mask=channel_inside, other=0.0)
     return tl.where(z.to(tl.float32) * scale[None, :] + shift[None, :] <= 0.0, 0.0, value)
 
 
 @triton.jit
-def gradient_of_output(
-    g_ptr, z_ptr, out_ptr, a_ptr, b_ptr, c_ptr, offset, channel, channel_inside, inside,
-):  # fmt: skip
-    """The tile of a gradient at `offset`: g; g where `out` > 0; or a * g + b * z + c, rounded to g's dtype."""
+def bn_backward(g_ptr, z_ptr, out_ptr, a, b, c, offset, inside):
+    """The tile of a gradient at `offset`: g; g where `out` > 0; or a * g + b * z + c, rounded to g's dtype.
+
+    Zero where not `inside`: beyond the map there is no gradient, not even the constant c."""
     g = tl.load(g_ptr + offset, mask=inside, other=0.0)
     if out_ptr is not None:
         g = unless_rectified(g, tl.load(out_ptr + offset, mask=inside, other=1.0)).to(g.dtype)
-    if a_ptr is not None:
-        value = g.to(tl.float32) * tl.load(a_ptr + channel, mask=channel_inside, other=0.0)[None, :]
-        if b_ptr is not None:
+    if a is not None:
+        value = g.to(tl.float32) * a[None, :]
+        if b is not None:
             z = tl.load(z_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-            slope = tl.load(b_ptr + channel, mask=channel_inside, other=0.0)
-            constant = tl.load(c_ptr + channel, mask=channel_inside, other=0.0)
-            value += z * slope[None, :] + constant[None, :]
-            # beyond the map there is no gradient, not even the constant
-            value = tl.where(inside, value, 0.0)
+            value = tl.where(inside, value + (z * b[None, :] + c[None, :]), 0.0)
         g = value.to(g.dtype)
     return g
+
+
+@triton.jit
+def plus_skip(
+    value, skip_ptr, skip_out_ptr, row, image, line, column, row_inside, channel, channel_inside, H, W,
+    C: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """value + skip where `skip_out` > 0, at the pixels (image, line, column) of a map N x H x W that are multiples of
+    STRIDE; `row` numbers the pixels, which for STRIDE 1 are those of the skip."""
+    pixel = row
+    if STRIDE > 1:
+        skip_h = (H + STRIDE - 1) // STRIDE
+        skip_w = (W + STRIDE - 1) // STRIDE
+        pixel = (image * skip_h + line // STRIDE) * skip_w + column // STRIDE
+        row_inside = row_inside & (line % STRIDE == 0) & (column % STRIDE == 0)
+    mask = row_inside[:, None] & channel_inside[None, :]
+    offset = (pixel * C)[:, None] + channel[None, :]
+    skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    if skip_out_ptr is not None:
+        skip = unless_rectified(skip, tl.load(skip_out_ptr + offset, mask=mask, other=1.0))
+    return value + skip
 
 
 @triton.jit

@@ -10,12 +10,14 @@ import triton.language as tl
 
 from .common import grouped_tile, pixel_of, widen
 from .training_common import (
+    bn_backward,
     centered,
-    gradient_of_output,
     normalized,
+    plus_skip,
     store_sums,
     unless_rectified,
     unless_rectified_by,
+    vector,
 )
 
 _EXTENTS = ["N", "H", "W", "P", "Q", "ROWS"]
@@ -24,14 +26,15 @@ _EXTENTS = ["N", "H", "W", "P", "Q", "ROWS"]
 @triton.jit(do_not_specialize=_EXTENTS)
 def conv_dgrad(
     g_ptr, z_ptr, out_ptr, a_ptr, b_ptr, c_ptr, w_ptr, y_ptr, sums_ptr,
-    below_z_ptr, below_scale_ptr, below_shift_ptr, below_mean_ptr, skip_ptr, skip_out_ptr, N, H, W, P, Q,
+    below_z_ptr, below_scale_ptr, below_shift_ptr, below_mean_ptr, below_out_ptr, skip_ptr, skip_out_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, SKIP_STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (N, H, W, C) = conv_transpose(dz, w) for dz of g, z, out (N, P, Q, K) and w (K, R, S, C); then the skip's
-    gradient, the mask of the ReLU below and the sums of y and y * (below_z - below_mean) a tile."""
+    gradient, the mask of the ReLU below (below_out > 0, or below_z * below_scale + below_shift > 0), and the sums of
+    y and y * (below_z - below_mean) a tile."""
     TILES_N: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     K_STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     pid = widen(tl.program_id(0), WIDE)
@@ -68,22 +71,30 @@ def conv_dgrad(
         q = q0 - left
         inside = (row_inside & (p >= 0) & (p < P) & (q >= 0) & (q < Q))[:, None] & k_inside[None, :]
         offset = ((output - up * Q - left) * K)[:, None] + k[None, :]
-        dz = gradient_of_output(g_ptr, z_ptr, out_ptr, a_ptr, b_ptr, c_ptr, offset, k, k_inside, inside)
+        a = vector(a_ptr, k, k_inside)
+        b = vector(b_ptr, k, k_inside)
+        c = vector(c_ptr, k, k_inside)
+        dz = bn_backward(g_ptr, z_ptr, out_ptr, a, b, c, offset, inside)
         tap = (r0 + up * STRIDE_H) * S + s0 + left * STRIDE_W
         w_offset = (k * (R * S * C) + tap * C)[:, None] + channel[None, :]
         filters = tl.load(w_ptr + w_offset, mask=k_inside[:, None] & channel_inside[None, :], other=0.0)
         acc = tl.dot(dz, filters, acc, input_precision=PRECISION)
 
     mask = row_inside[:, None] & channel_inside[None, :]
-    offset = (((image * H + line) * W + column) * C)[:, None] + channel[None, :]
+    pixel = (image * H + line) * W + column
+    offset = (pixel * C)[:, None] + channel[None, :]
     if skip_ptr is not None:
-        skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        if skip_out_ptr is not None:
-            skip = unless_rectified(skip, tl.load(skip_out_ptr + offset, mask=mask, other=1.0))
-        acc += skip
+        acc = plus_skip(
+            acc, skip_ptr, skip_out_ptr, pixel, image, line, column, row_inside, channel, channel_inside, H, W, C,
+            SKIP_STRIDE,
+        )  # fmt: skip
+    if below_out_ptr is not None:
+        acc = unless_rectified(acc, tl.load(below_out_ptr + offset, mask=mask, other=1.0))
     if below_z_ptr is not None:
         z = tl.load(below_z_ptr + offset, mask=mask, other=0.0)
-        acc = unless_rectified_by(acc, z, below_scale_ptr, below_shift_ptr, channel, channel_inside)
+        if below_scale_ptr is not None:
+            scale = vector(below_scale_ptr, channel, channel_inside)
+            acc = unless_rectified_by(acc, z, scale, vector(below_shift_ptr, channel, channel_inside))
         dx = tl.where(mask, acc, 0.0).to(y_ptr.dtype.element_ty)
         store_sums(sums_ptr, tile_m, dx, z, below_mean_ptr, channel, C)
         tl.store(y_ptr + offset, dx, mask=mask)
@@ -93,13 +104,14 @@ def conv_dgrad(
 
 @triton.jit(do_not_specialize=_EXTENTS)
 def conv_gram_finish(
-    t_ptr, z_ptr, in_scale_ptr, in_shift_ptr, center_ptr, w_ptr, w_low_ptr, constant_ptr, mean_ptr, y_ptr, sums_ptr,
-    ROWS, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    t_ptr, z_ptr, in_scale_ptr, in_shift_ptr, center_ptr, w_ptr, constant_ptr, mean_ptr, y_ptr, sums_ptr,
+    ROWS, C: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = t + (prologue(z) - center) @ w + constant, where the prologue did not rectify, and its sums a tile.
 
-    t, z and y are (ROWS, C), w (C, C); w_low is what rounding to z's dtype took from w."""
+    t, z and y are (ROWS, C); w (PARTS, C, C) is the sum of its parts: in half precision leading and trailing bits."""
     TILES_N: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     pid = widen(tl.program_id(0), WIDE)
     tile_m, tile_n = grouped_tile(pid, tl.cdiv(widen(ROWS, WIDE), BLOCK_M), TILES_N, GROUP_M)
@@ -108,6 +120,7 @@ def conv_gram_finish(
     channel = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_inside = channel < C
     step_k = tl.arange(0, BLOCK_K)
+    step_w = tl.arange(0, BLOCK_K * PARTS)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range((C + BLOCK_K - 1) // BLOCK_K):
@@ -115,15 +128,15 @@ def conv_gram_finish(
         k_inside = k < C
         inside = row_inside & k_inside[None, :]
         a = tl.load(z_ptr + (row * C)[:, None] + k[None, :], mask=inside, other=0.0)
-        a = normalized(a, in_scale_ptr, in_shift_ptr, k, k_inside, inside)
-        a = centered(a, tl.load(center_ptr + k, mask=k_inside, other=0.0), inside)
-        w_inside = k_inside[:, None] & channel_inside[None, :]
-        w_offset = (k * C)[:, None] + channel[None, :]
-        w = tl.load(w_ptr + w_offset, mask=w_inside, other=0.0)
+        a = normalized(a, vector(in_scale_ptr, k, k_inside), vector(in_shift_ptr, k, k_inside), inside)
+        a = centered(a, vector(center_ptr, k, k_inside), inside)
+        # one product a step, since a second one would wait for the first: each channel meets both parts of its row
+        if PARTS == 2:
+            a = tl.interleave(a, a)
+        row_w = step * BLOCK_K + step_w // PARTS
+        w_rows = w_ptr + ((step_w % PARTS * C + row_w) * C)[:, None]
+        w = tl.load(w_rows + channel[None, :], mask=(row_w < C)[:, None] & channel_inside[None, :], other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
-        if w_low_ptr is not None:
-            w = tl.load(w_low_ptr + w_offset, mask=w_inside, other=0.0)
-            acc = tl.dot(a, w, acc, input_precision=PRECISION)
 
     mask = row_inside & channel_inside[None, :]
     offset = (row * C)[:, None] + channel[None, :]
@@ -131,7 +144,8 @@ def conv_gram_finish(
     acc += tl.load(t_ptr + offset, mask=mask, other=0.0).to(tl.float32) + constant[None, :]
     z = tl.load(z_ptr + offset, mask=mask, other=0.0)
     if in_scale_ptr is not None:
-        acc = unless_rectified_by(acc, z, in_scale_ptr, in_shift_ptr, channel, channel_inside)
+        scale = vector(in_scale_ptr, channel, channel_inside)
+        acc = unless_rectified_by(acc, z, scale, vector(in_shift_ptr, channel, channel_inside))
     g = tl.where(mask, acc, 0.0).to(y_ptr.dtype.element_ty)
     store_sums(sums_ptr, tile_m, g, z, mean_ptr, channel, C)
     tl.store(y_ptr + offset, g, mask=mask)

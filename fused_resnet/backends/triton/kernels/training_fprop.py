@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .common import grouped_tile, pixel_of, widen
-from .training_common import normalized, store_activated, store_statistics
+from .training_common import normalized, store_activated, store_statistics, vector
 
 _EXTENTS = ["N", "H", "W", "P", "Q", "RES_H", "RES_W"]
 
@@ -58,7 +58,9 @@ def accumulate(
             inside = tap_inside[:, None]
             pixels = tl.load(x_rows[:, None] + ((r * W + s) * C + c)[None, :], mask=inside, other=0.0)
             filters = tl.load(w_rows[None, :] + product[:, None], mask=w_inside, other=0.0)
-        pixels = normalized(pixels, in_scale_ptr, in_shift_ptr, c, product_inside, inside)
+        in_scale = vector(in_scale_ptr, c, product_inside)
+        in_shift = vector(in_shift_ptr, c, product_inside)
+        pixels = normalized(pixels, in_scale, in_shift, inside)
         acc = tl.dot(pixels, filters, acc, input_precision=PRECISION)
     return acc
 

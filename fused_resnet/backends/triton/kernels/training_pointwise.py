@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 
 from .common import pixel_of, relu, widen
-from .training_common import store_activated, store_statistics, store_sums, unless_rectified, unless_rectified_by
+from .training_common import (
+    bn_backward,
+    store_activated,
+    store_statistics,
+    store_sums,
+    unless_rectified,
+    unless_rectified_by,
+    vector,
+)
 
 _EXTENTS = ["N", "H", "W", "P", "Q", "RES_H", "RES_W", "ROWS"]
 
@@ -66,6 +74,22 @@ def bn_act_backward(
     tl.store(y_ptr + offset, g, mask=mask)
     z = tl.load(z_ptr + offset, mask=mask, other=0.0)
     store_sums(sums_ptr, tile, g, z, mean_ptr, channel, K)
+
+
+@triton.jit(do_not_specialize=_EXTENTS)
+def bn_backward_apply(
+    g_ptr, z_ptr, a_ptr, b_ptr, c_ptr, y_ptr, ROWS, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """y = a * g + b * z + c; all maps (ROWS, K)."""
+    _, row, channel = tile_of(K, BLOCK_M, BLOCK_N, WIDE)
+    channel_inside = channel < K
+    mask = (row < ROWS)[:, None] & channel_inside[None, :]
+    offset = (row * K)[:, None] + channel[None, :]
+    a = vector(a_ptr, channel, channel_inside)
+    b = vector(b_ptr, channel, channel_inside)
+    c = vector(c_ptr, channel, channel_inside)
+    tl.store(y_ptr + offset, bn_backward(g_ptr, z_ptr, None, a, b, c, offset, mask), mask=mask)
 
 
 @triton.jit(do_not_specialize=_EXTENTS)
@@ -128,7 +152,9 @@ def bn_relu_maxpool_backward(
         total += tl.where(inside & chosen, g, 0.0)
     offset = (row * K)[:, None] + channel[None, :]
     z = tl.load(z_ptr + offset, mask=mask, other=0.0)
-    total = unless_rectified_by(total, z, scale_ptr, shift_ptr, channel, channel_inside)
+    scale = vector(scale_ptr, channel, channel_inside)
+    shift = vector(shift_ptr, channel, channel_inside)
+    total = unless_rectified_by(total, z, scale, shift)
     g = tl.where(mask, total, 0.0).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + offset, g, mask=mask)
     store_sums(sums_ptr, tile, g, z, mean_ptr, channel, K)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import pixel_of, widen
-from .training_common import centered, gradient_of_output, normalized
+from .training_common import bn_backward, centered, normalized, vector
 
 _EXTENTS = ["N", "H", "W", "P", "Q", "STEPS"]
 
@@ -50,9 +50,16 @@ def conv_wgrad(
     s = tap % S
     c = product - tap * C
     x_columns = (r * W + s) * C + c
+    slope = vector(a_ptr, k, k_inside)
+    slope_z = vector(b_ptr, k, k_inside)
+    constant = vector(c_ptr, k, k_inside)
+    in_scale = vector(in_scale_ptr, c, product_inside)
+    in_shift = vector(in_shift_ptr, c, product_inside)
+    center = vector(center_ptr, c, product_inside)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
+    tl.assume(STEPS > 0)
     for step in range(STEPS):
         row = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
         row_inside = row < rows
@@ -61,7 +68,7 @@ def conv_wgrad(
         column = q * STRIDE_W - PAD_W
         offset = (row * K)[:, None] + k[None, :]
         inside = row_inside[:, None] & k_inside[None, :]
-        dz = gradient_of_output(g_ptr, z_ptr, out_ptr, a_ptr, b_ptr, c_ptr, offset, k, k_inside, inside)
+        dz = bn_backward(g_ptr, z_ptr, out_ptr, slope, slope_z, constant, offset, inside)
         lines = line[:, None] + r[None, :]
         columns = column[:, None] + s[None, :]
         x_inside = row_inside[:, None] & (lines >= 0) & (lines < H) & (columns >= 0) & (columns < W)
@@ -69,9 +76,7 @@ def conv_wgrad(
             x_inside = x_inside & product_inside[None, :]
         x_rows = x_ptr + ((image * H + line) * W + column) * C
         x = tl.load(x_rows[:, None] + x_columns[None, :], mask=x_inside, other=0.0)
-        x = normalized(x, in_scale_ptr, in_shift_ptr, c, product_inside, x_inside)
-        if center_ptr is not None:
-            x = centered(x, tl.load(center_ptr + c, mask=product_inside, other=0.0), x_inside)
+        x = centered(normalized(x, in_scale, in_shift, x_inside), center, x_inside)
         acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
         if total_ptr is not None:
             total += tl.sum(dz.to(tl.float32), axis=0)
@@ -86,7 +91,7 @@ def conv_wgrad(
 
 @triton.jit
 def sampled(
-    z_ptr, in_scale_ptr, in_shift_ptr, row, rows, channel, H, W, P, Q,
+    z_ptr, in_scale, in_shift, row, rows, channel, H, W, P, Q,
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
 ):  # fmt: skip
     """(prologue(z), inside) of the given output pixels and channels of a strided 1x1 convolution's input."""
@@ -94,12 +99,12 @@ def sampled(
     z_rows = z_ptr + ((image * H + p * STRIDE_H) * W + q * STRIDE_W) * C
     inside = (row < rows)[:, None] & (channel < C)[None, :]
     z = tl.load(z_rows[:, None] + channel[None, :], mask=inside, other=0.0)
-    return normalized(z, in_scale_ptr, in_shift_ptr, channel, channel < C, inside), inside
+    return normalized(z, in_scale, in_shift, inside), inside
 
 
 @triton.jit
 def center_of(
-    z_ptr, in_scale_ptr, in_shift_ptr, rows, channel, H, W, P, Q,
+    z_ptr, in_scale, in_shift, rows, channel, H, W, P, Q,
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
 ):  # fmt: skip
     """The mean of each channel over the first 128 pixels where it is beyond four deviations, as z's dtype has it.
@@ -107,9 +112,7 @@ def center_of(
     Zero elsewhere: there the raw value is exact, and the rounded difference would not be."""
     FIRST: tl.constexpr = 128
     row = tl.arange(0, FIRST)
-    a, inside = sampled(
-        z_ptr, in_scale_ptr, in_shift_ptr, row, rows, channel, H, W, P, Q, C, STRIDE_H, STRIDE_W
-    )  # fmt: skip
+    a, inside = sampled(z_ptr, in_scale, in_shift, row, rows, channel, H, W, P, Q, C, STRIDE_H, STRIDE_W)
     count = tl.sum((row < rows).to(tl.float32), axis=0)
     mean = tl.sum(a.to(tl.float32), axis=0) / count
     deviation = tl.where(inside, a.to(tl.float32) - mean[None, :], 0.0)
@@ -127,7 +130,9 @@ def conv_gram(
     """y (splits, C, C): a^T a of a = prologue(z) - center at every STRIDE-th pixel of z (N, H, W, C), P x Q an image;
     total (splits, C): the sums of a.  A split is STEPS * BLOCK_K pixels.
 
-    center (C,) is written: every program finds the same one from the first 128 pixels, and needs no launch before."""
+    center (C,) is written: every program finds the same one from the first 128 pixels, and needs no launch before.
+    Both operands are transformed, so that the right one passes through shared memory behind a wait for the products
+    that read it last: wgmma of two steps do not overlap here."""
     TILES_M: tl.constexpr = (C + BLOCK_M - 1) // BLOCK_M
     TILES_N: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     pid = widen(tl.program_id(0), WIDE)
@@ -135,25 +140,22 @@ def conv_gram(
     rows = widen(N, WIDE) * P * Q
     split, tile_m, tile_n = split_tile(pid, TILES_M, TILES_N)
     left = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    left_scale = vector(in_scale_ptr, left, left < C)
+    left_shift = vector(in_shift_ptr, left, left < C)
+    left_center = center_of(z_ptr, left_scale, left_shift, rows, left, H, W, P, Q, C, STRIDE_H, STRIDE_W)
     right = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    left_center = center_of(
-        z_ptr, in_scale_ptr, in_shift_ptr, rows, left, H, W, P, Q, C, STRIDE_H, STRIDE_W
-    )  # fmt: skip
-    right_center = center_of(
-        z_ptr, in_scale_ptr, in_shift_ptr, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W
-    )  # fmt: skip
+    right_scale = vector(in_scale_ptr, right, right < C)
+    right_shift = vector(in_shift_ptr, right, right < C)
+    right_center = center_of(z_ptr, right_scale, right_shift, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
+    tl.assume(STEPS > 0)
     for step in range(STEPS):
         row = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
-        a, inside = sampled(
-            z_ptr, in_scale_ptr, in_shift_ptr, row, rows, left, H, W, P, Q, C, STRIDE_H, STRIDE_W
-        )  # fmt: skip
+        a, inside = sampled(z_ptr, left_scale, left_shift, row, rows, left, H, W, P, Q, C, STRIDE_H, STRIDE_W)
         a = centered(a, left_center, inside)
-        b, inside = sampled(
-            z_ptr, in_scale_ptr, in_shift_ptr, row, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W
-        )  # fmt: skip
+        b, inside = sampled(z_ptr, right_scale, right_shift, row, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W)
         b = centered(b, right_center, inside)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
         total += tl.sum(a.to(tl.float32), axis=0)

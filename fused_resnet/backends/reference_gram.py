@@ -1,0 +1,115 @@
+"""The training ops of a 1x1 convolution whose output is not stored, in plain PyTorch; see `reference_training`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference_parts import (
+    add_act,
+    affine,
+    channels,
+    masked,
+    masked_sums,
+    normalizing,
+    prologue,
+    rows,
+    summed_products,
+    wide_dtype,
+)
+
+FIRST_TILE = 128  # pixels that the centre is taken from
+CENTERED_BEYOND = 4  # deviations: nearer to zero the raw value is exact, and the rounded difference is not
+
+
+def _centered(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, center: Tensor, stride: int) -> Tensor:
+    """`prologue(z)` at every `stride`-th pixel minus `center`, rounded to z's dtype."""
+    a = prologue(z[:, :, ::stride, ::stride], in_scale, in_shift)
+    return a - channels(center, z.dtype)
+
+
+def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A centre, and the sum and the Gram matrix of the activations about it."""
+    sampled = z[:, :, ::stride, ::stride]
+    var, mean = torch.var_mean(rows(prologue(sampled, in_scale, in_shift))[:FIRST_TILE], dim=0, correction=0)
+    center = torch.where(mean.abs() > CENTERED_BEYOND * var.sqrt(), mean, 0).to(z.dtype)
+    flat = rows(_centered(sampled, in_scale, in_shift, center, 1))
+    return center.to(flat.dtype), flat.sum(0), summed_products(flat, flat)
+
+
+def gram_finalize(
+    center: Tensor,
+    total: Tensor,
+    gram: Tensor,
+    count: int,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mean, biased variance, invstd, scale and shift of `a @ weight^T` from the sums over a."""
+    # The quadratic form cancels where channels are correlated, and is small beside a pass over a map: float64.
+    matrix = weight.flatten(1).double()
+    average = total.double() / max(count, 1)
+    covariance = gram.double() / max(count, 1) - torch.outer(average, average)
+    var = ((matrix @ covariance) * matrix).sum(1).clamp(min=0)
+    mean = matrix @ (center.double() + average)
+    return normalizing(mean.to(gram.dtype), var.to(gram.dtype), bn_weight, bn_bias, eps)
+
+
+def conv1x1_bn_add_act(
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: tuple[int, int],
+    residual_stride: int,
+    act: str,
+) -> Tensor:
+    """`act(scale * conv1x1(prologue(z)) + shift + shortcut(residual))`."""
+    wide = wide_dtype(z)
+    y = F.conv2d(prologue(z, in_scale, in_shift).to(wide), weight.to(wide), None, stride)
+    return add_act(affine(y, scale, shift), residual, residual_stride, act, z.dtype)
+
+
+def gram_products(
+    grad: Tensor,
+    out: Tensor | None,
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    center: Tensor,
+    weight: Tensor,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`g^T a`, the sum of g, and `g @ weight`, where g is `grad` masked by `out`."""
+    g = rows(masked(grad, out))
+    a = _centered(z, in_scale, in_shift, center, stride)
+    n, c, p, q = a.shape
+    t = (g @ weight.to(g.dtype)).to(z.dtype).view(n, p, q, c).permute(0, 3, 1, 2)
+    return summed_products(g, rows(a)), g.sum(0), t
+
+
+def gram_backward_finish(
+    t: Tensor,
+    z: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    center: Tensor,
+    quadratic: Tensor,
+    constant: Tensor,
+    below_mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`t + a @ quadratic + constant`, masked by the ReLU of the prologue, and its sums."""
+    a = _centered(z, in_scale, in_shift, center, 1)
+    n, c, p, q = a.shape
+    flat = rows(t) + rows(a) @ quadratic.to(wide_dtype(t)) + constant.to(wide_dtype(t))
+    g = flat.view(n, p, q, c).permute(0, 3, 1, 2)
+    if in_scale is not None:
+        g = masked(g, prologue(z, in_scale, in_shift))
+    g = g.to(t.dtype)
+    return g, *masked_sums(g, z, below_mean)
