@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def compile_plan(plan: LaunchPlan, arch: int):
 def resources_of(compiled) -> Resources:
     """Registers, memory and the main loop of a compiled kernel, from its cubin."""
     usage, sass = _disassemble(compiled.asm["cubin"])
+    return read_resources(usage, sass, lambda static: max(static, compiled.metadata.shared))
+
+
+def read_resources(usage: str, sass: str, shared_bytes: Callable[[int], int]) -> Resources:
+    """What cuobjdump says of one kernel under `-res-usage` and `-sass`; `shared_bytes` of its static shared memory."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     registers, stack, static_shared, local = (int(number) for number in found.groups())
     instructions = _instructions(sass)
@@ -100,7 +106,7 @@ def resources_of(compiled) -> Resources:
     loop = _main_loop(instructions, matrix)
     return Resources(
         registers=registers,
-        shared_bytes=max(static_shared, compiled.metadata.shared),
+        shared_bytes=shared_bytes(static_shared),
         stack_bytes=stack,
         local_bytes=local,
         spill_loads=opcodes["LDL"],

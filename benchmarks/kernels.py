@@ -1,11 +1,12 @@
-"""Compiles every Triton kernel ahead of time and reports what each needs: no GPU, nothing is timed.
+"""Compiles every Triton kernel ahead of time and reports what each needs, and the CUDA ones: no GPU, nothing is timed.
 
     python -m benchmarks.kernels [--json FILE] [--arch 80 90 100] [--model resnet18 resnet50] [--dtype bfloat16]
-                                 [--mode inference training]
+                                 [--mode inference training cuda]
 
-Convolutions are those of batch 256, each with the tile and constants that the launcher would use on that architecture
-(both ways of loading where tensor descriptors apply), beside the passes and poolings.  Exits with 1 when a kernel does
-not compile, or spills on sm_90.
+Triton's convolutions are those of batch 256, each with the tile and constants that the launcher would use on that
+architecture (both ways of loading where tensor descriptors apply), beside the passes and poolings.  The mode cuda lists
+the kernels of `fused_resnet._C`, as its build compiled them, by their template arguments.  Exits with 1 when a kernel
+does not compile, spills on sm_90, or misses the matrix instructions that a convolution must have.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from pathlib import Path
 from fused_resnet.backends.triton import plan as planning
 from fused_resnet.tuning import Choice, lookup
 
-from . import _aot
+from . import _aot, _cuda_kernels
 from ._convolutions import MODELS, Convolution, convolutions
 from ._training_kernels import training_plans
 
 ARCHITECTURES = (80, 90, 100)
-MODES = ("inference", "training")
+MODES = ("inference", "training", "cuda")
 BATCH = 256
 _OP = "conv_scale_shift_act"
 
@@ -148,7 +149,7 @@ def cells(result: dict) -> tuple[str, ...]:
 def print_table(results: list[dict]) -> None:
     """The results as a table: rich's where it is installed, else aligned text."""
     lines = [cells(result) for result in results]
-    title = "Triton kernels, compiled ahead of time (loop: SASS instructions; wait: wgmma groups left in flight)"
+    title = "Kernels, compiled ahead of time (loop: SASS instructions; wait: wgmma groups left in flight)"
     try:
         from rich.console import Console
         from rich.table import Table
@@ -199,26 +200,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES[:1], help="which ops' kernels")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="compiler processes")
     options = parser.parse_args(arguments)
+    start = time.monotonic()
+    try:
+        triton_version, compiled = _triton_results(options)
+        ours = _cuda_kernels.results(options.arch) if "cuda" in options.mode else []
+    except (ImportError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    results = compiled + ours
+    print_table(results)
+    of_triton = f", triton {triton_version}, {options.dtype}, batch {BATCH}" if compiled else ""
+    print(f"{len(results)} kernels in {time.monotonic() - start:.0f} s{of_triton}")
+    if options.json:
+        report = {"triton": triton_version, "dtype": options.dtype, "batch": BATCH, "kernels": results}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    wrong = complaints(compiled, options.dtype) + _cuda_kernels.complaints(ours)
+    wrong += _cuda_kernels.ptxas_warnings() if ours else []
+    print("\n".join(wrong), file=sys.stderr) if wrong else None
+    return 1 if wrong else 0
+
+
+def _triton_results(options: argparse.Namespace) -> tuple[str | None, list[dict]]:
+    """Triton's version, and its kernels compiled; None and none where only the CUDA kernels were asked for."""
+    modes = [mode for mode in options.mode if mode != "cuda"]
+    if not modes:
+        return None, []
     try:
         import triton
     except ImportError:
-        print("triton is not installed: `pip install 'triton>=3.6'`; no GPU is needed", file=sys.stderr)
-        return 2
+        raise ImportError("triton is not installed: `pip install 'triton>=3.6'`; no GPU is needed") from None
     if triton.knobs.runtime.interpret:
-        print("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it", file=sys.stderr)
-        return 2
-    start = time.monotonic()
-    rows = [row for arch in options.arch for row in rows_of(options.model, arch, options.dtype, modes=options.mode)]
-    results = compile_all(rows, options.jobs)
-    print_table(results)
-    print(f"{len(results)} kernels for {len(options.arch)} architectures in {time.monotonic() - start:.0f} s,"
-          f" triton {triton.__version__}, {options.dtype}, batch {BATCH}")  # fmt: skip
-    if options.json:
-        report = {"triton": triton.__version__, "dtype": options.dtype, "batch": BATCH, "kernels": results}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    wrong = complaints(results, options.dtype)
-    print("\n".join(wrong), file=sys.stderr) if wrong else None
-    return 1 if wrong else 0
+        raise RuntimeError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
+    rows = [row for arch in options.arch for row in rows_of(options.model, arch, options.dtype, modes=modes)]
+    return triton.__version__, compile_all(rows, options.jobs)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -20,10 +21,10 @@ import torch
 
 from . import backends
 from ._version import __version__
+from .backends.cuda import availability
 from .ops import dispatch
 
 PACKAGES = ("torch", "triton", "torchvision", "numpy")
-NO_EXTENSION = "this version has no CUDA C++ kernels to compile; on a GPU it runs Triton's, on a CPU oneDNN's"
 _GPU_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
 
@@ -38,7 +39,7 @@ def report() -> dict[str, Any]:
         "devices": [_cpu(), *_gpus()],
         "requested": dispatch.current(),
         "backends": {name: _backend(name) for name in backends.BACKENDS},
-        "extension": {"on": False, "reason": NO_EXTENSION},
+        "extension": _extension(),
     }
 
 
@@ -95,6 +96,16 @@ def _nvidia_smi() -> list[list[str]]:
 def _backend(name: str) -> dict[str, Any]:
     reason = backends.unavailable_reason(name)
     return {"on": reason is None, "reason": reason or "available"}
+
+
+def _extension() -> dict[str, Any]:
+    """Whether the CUDA C++ kernels are compiled: for what, and why `auto` takes which of them."""
+    missing = availability.extension_reason()
+    if missing is not None:
+        return {"on": False, "reason": missing}
+    compiled = Counter(availability.extension().kernels().values())
+    kernels = ", ".join(f"{count} for {names}" for names, count in compiled.most_common())
+    return {"on": True, "reason": f"kernels: {kernels}; {availability.proof()}"}
 
 
 def text(info: dict[str, Any]) -> str:

@@ -30,7 +30,10 @@ def defaults(monkeypatch):
     # The maps that CI can afford are small: without this, `auto` would leave nearly all of them to torch's modules.
     monkeypatch.setattr(dispatch, "SMALL_MAP", 0)
     backend, grad, dtype = dispatch.current(), torch.is_grad_enabled(), torch.get_default_dtype()
+    # float32 means float32: torch's default on a GPU is tf32 for convolutions
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
+    torch.backends.cudnn.allow_tf32 = tf32
     dispatch.use_backend(backend)
     torch.set_grad_enabled(grad)
     torch.set_default_dtype(dtype)

@@ -14,6 +14,7 @@ import torch
 import fused_resnet
 from fused_resnet import info
 from fused_resnet.backends import BACKENDS
+from fused_resnet.backends.cuda import availability
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -36,7 +37,7 @@ def test_json_and_text_say_the_same():
     assert set(report["backends"]) == set(BACKENDS)
     assert report["backends"]["reference"] == {"on": True, "reason": "available"}
     assert not report["backends"]["triton"]["on"] and "GPU" in report["backends"]["triton"]["reason"]
-    assert not report["extension"]["on"] and "CUDA C++" in report["extension"]["reason"]
+    assert report["extension"]["on"] == (availability.extension() is not None)
     text = info.text(report)
     for part in (*report["backends"], *report["versions"], "compiled extension", report["extension"]["reason"]):
         assert part in text
@@ -46,6 +47,28 @@ def test_each_state_of_a_backend_has_its_reason(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     states = info.report()["backends"]
     assert not states["onednn"]["on"] and "oneDNN" in states["onednn"]["reason"]
+
+
+class Compiled:
+    """A stand-in for the compiled extension."""
+
+    @staticmethod
+    def kernels() -> dict[str, str]:
+        return {"one": "sm_80 sm_90a", "two": "sm_80 sm_90a", "three": "sm_90a"}
+
+
+def test_the_extension_says_what_it_was_compiled_for_and_why_auto_takes_none_of_it(monkeypatch):
+    monkeypatch.setattr(availability, "extension", lambda: Compiled)
+    state = info.report()["extension"]
+    assert state["on"] and "kernels: 2 for sm_80 sm_90a, 1 for sm_90a; " in state["reason"]
+    assert "'auto' takes none" in state["reason"] and "use_backend('cuda')" in state["reason"]
+
+
+def test_a_missing_extension_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(availability, "extension", lambda: None)
+    monkeypatch.setattr(availability, "_import_error", lambda: f"installed without it; {availability.INSTALL}")
+    assert info.report()["extension"] == {"on": False, "reason": f"installed without it; {availability.INSTALL}"}
+    assert "nvcc" in availability.INSTALL and not info.report()["backends"]["cuda"]["on"]
 
 
 def test_a_package_that_is_not_there_is_said_to_be_absent(monkeypatch):

@@ -20,6 +20,7 @@ import fused_resnet
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+PURE = "FUSED_RESNET_CUDA_ARCHS"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 TABLES = ROOT / "fused_resnet" / "tuning" / "tables"
 
@@ -30,15 +31,17 @@ def checkout(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "fused_resnet", copy / "fused_resnet", ignore=LEFT_OUT)
     shutil.copytree(ROOT / ".ci", copy / ".ci")
-    for name in ("pyproject.toml", "setup.py", "README.md", "Makefile"):
+    shutil.copytree(ROOT / "csrc", copy / "csrc", ignore=LEFT_OUT)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "Makefile"):
         shutil.copy(ROOT / name, copy)
     return copy
 
 
 def build(tree: Path, hook: str, into: Path) -> Path:
     into.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", BUILD, hook, str(into)]
-    result = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
+    """The hook's result, of a build without the compiled extension; `test_extension.py` builds that."""
+    command, environment = [sys.executable, "-c", BUILD, hook, str(into)], os.environ | {PURE: "none"}
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     return into / result.stdout.split()[-1]
 
@@ -77,7 +80,10 @@ def test_an_sdist_builds_the_same_wheel(checkout, wheel, tmp_path):
     sdist = build(checkout, "build_sdist", tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    again = build(tmp_path / sdist.name.removesuffix(".tar.gz"), "build_wheel", tmp_path / "wheel")
+    sources = {path.relative_to(checkout) for path in (checkout / "csrc").rglob("*") if path.is_file()}
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert len(sources) > 20 and not [path for path in sources if not (unpacked / path).is_file()]
+    again = build(unpacked, "build_wheel", tmp_path / "wheel")
     assert files_of(again) == files_of(wheel)
 
 
@@ -115,7 +121,7 @@ def test_users_are_pinned_to_nothing_and_ci_to_everything():
 
 def test_nothing_names_a_machine():
     paths = re.compile("/" + r"(root|work|home)/\w|/" + r"opt/(?!nvidia)\w")
-    suffixes = {".py", ".toml", ".md", ".txt", ".json", ".cfg", ".yml", ""}
+    suffixes = {".py", ".toml", ".md", ".txt", ".json", ".cfg", ".yml", ".in", ".cpp", ".cu", ".cuh", ".h", ".hpp", ""}
     folders = [ROOT / name for name in ("fused_resnet", "benchmarks", "tests", "csrc", ".ci")]
     sources = [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
     sources += [path for path in ROOT.iterdir() if path.is_file()]

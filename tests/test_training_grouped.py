@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fused_resnet import BasicBlock, Bottleneck, OptionAShortcut, models, use_backend
-from fused_resnet.stages import stages_forward
 from fused_resnet.ops import dispatch
+from fused_resnet.stages import stages_forward
 from tests.test_blocks import BlockCase, projection, randomise
 from tests.test_training import F64, fresh, functions, fused_path, step
 

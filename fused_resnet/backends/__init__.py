@@ -7,6 +7,11 @@ A backend module defines ops of `fused_resnet.ops` and `fused_resnet.ops.trainin
     unsupported_reason(op, x, weight=None, **arguments) -> str | None
         None where it can run this call, else one sentence about the device, dtype or shape that it cannot take.
 
+and may define
+
+    unproven_reason(op, x) -> str | None
+        Why `auto` must not take this op, although the backend can run it; a caller that asks by name still gets it.
+
 Modules are imported when first asked for, so that `import fused_resnet` needs neither triton nor a GPU.
 """
 
@@ -19,6 +24,7 @@ BACKENDS: dict[str, str] = {
     "reference": f"{__name__}.reference",
     "onednn": f"{__name__}.onednn",
     "triton": f"{__name__}.triton",
+    "cuda": f"{__name__}.cuda",
 }
 
 

@@ -18,11 +18,14 @@ AUTO = "auto"
 ENVIRONMENT_VARIABLE = "FUSED_RESNET_BACKEND"
 
 # Fastest first, per device type; the reference takes whatever is left.
-_PREFERENCE = {"cpu": ("onednn", "reference"), "cuda": ("triton", "reference")}
+_PREFERENCE = {"cpu": ("onednn", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 # On a CPU the convolution is nearly all of the time, and what fusing saves of the rest is a pass over the map or two.
 # Below this many elements of a block's input, choosing the ops in Python costs as much as that.
 SMALL_MAP = 2**20
+
+# A backend that lacks one of these trains no network, whatever else it has.
+_CONVOLUTIONS_OF_TRAINING = ("conv_stats", "conv_dgrad", "conv_wgrad")
 
 _requested = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
 
@@ -110,7 +113,7 @@ def _unsupported_reason(backend: ModuleType, op: str, x: Tensor, arguments: dict
 
 def trains_by_name() -> bool:
     """Whether a backend was asked for by name and has the training ops; `auto` trains through torch's own modules."""
-    return _requested != AUTO and hasattr(_named(_requested), "conv_stats")
+    return _requested != AUTO and all(hasattr(_named(_requested), op) for op in _CONVOLUTIONS_OF_TRAINING)
 
 
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:
@@ -125,7 +128,13 @@ def _candidates(op: str, x: Tensor, arguments: dict) -> Iterator[tuple[str, str 
     """Each backend that `auto` considers, with the reason against it, or None."""
     for name in _PREFERENCE.get(x.device.type, ("reference",)):
         backend = _available(name)
-        yield name, _unsupported_reason(backend, op, x, arguments) if backend else unavailable_reason(name)
+        yield name, _reason_against(backend, op, x, arguments) if backend else unavailable_reason(name)
+
+
+def _reason_against(backend: ModuleType, op: str, x: Tensor, arguments: dict) -> str | None:
+    """Why `auto` leaves this call to another backend: this one cannot run it, or has not been proven to."""
+    unproven = getattr(backend, "unproven_reason", None)
+    return (unproven and unproven(op, x)) or _unsupported_reason(backend, op, x, arguments)
 
 
 def choose(op: str, x: Tensor, **arguments) -> tuple[str, str]:

@@ -1,0 +1,68 @@
+// The table of contents of fused_resnet._C: what Python can call. No torch: addresses, extents and the stream are ints.
+//
+// Arguments and errors are described in launch/*.h: ValueError for what a kernel does not take, RuntimeError for a
+// launch that fails.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "launch/bottleneck_inference.h"
+#include "launch/conv1x1.h"
+#include "launch/conv1x1_products.h"
+#include "launch/conv3x3_halo.h"
+#include "launch/device.h"
+#include "launch/launch.h"
+
+namespace {
+
+// Defines launchers, and lists their kernels with what they were compiled for.
+struct Kernels {
+    pybind11::module_& module;
+    std::map<std::string, std::string> architectures;
+
+    template <class Launcher>
+    void add(const char* name, Launcher launcher, const char* doc, const char* compiled_for = FUSED_RESNET_ARCHS) {
+        module.def(name, launcher, doc);
+        architectures[name] = compiled_for;
+    }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "CUDA C++ kernels of fused_resnet over device addresses; fused_resnet.backends.cuda calls them.";
+    Kernels kernels = {module, {}};
+    kernels.add("bn_add_act", launch::bn_add_act, "y = act(z * scale + shift + shortcut(residual))");
+    kernels.add("bn_act_backward", launch::bn_act_backward, "g = grad where out > 0, and its partial sums");
+    kernels.add("bn_backward_apply", launch::bn_backward_apply, "dz = a * g + b * z + c");
+    kernels.add("bn_relu_maxpool", launch::bn_relu_maxpool, "maxpool(relu(z * scale + shift)), and each place of it");
+    kernels.add("bn_relu_maxpool_backward", launch::bn_relu_maxpool_backward, "its backward, and the partial sums");
+    kernels.add("global_avg_pool", launch::global_avg_pool, "the mean of each image's pixels");
+    kernels.add("channel_stats", launch::channel_stats, "count, mean and M2 of every 128 pixels");
+    kernels.add("merge_partials", launch::merge_partials, "many rows of count, mean and M2 merged to few");
+    kernels.add("bn_finalize", launch::bn_finalize, "mean, var, invstd, scale and shift from count, mean and M2");
+    kernels.add("sum_partials", launch::sum_partials, "the sums of a backward from their partial sums");
+
+#if FUSED_RESNET_HOPPER
+    const char* hopper = "sm_90a";
+    kernels.add("conv3x3_halo_act", launch::conv3x3_halo_act, "y = act(conv3x3(x) * scale + shift + residual)", hopper);
+    kernels.add("conv3x3_halo_stats", launch::conv3x3_halo_stats, "z = conv3x3(x), and count, mean and M2 of it",
+                hopper);
+    kernels.add("conv1x1_act", launch::conv1x1_act, "y = act(conv1x1(x) * scale + shift + residual)", hopper);
+    kernels.add("conv1x1_stats", launch::conv1x1_stats, "z = conv1x1(x), and count, mean and M2 of it", hopper);
+    kernels.add("conv1x1_products", launch::conv1x1_products, "g^T a and g weight from one read of g", hopper);
+    kernels.add("bottleneck_inference", launch::bottleneck_inference, "a bottleneck block, its inner maps never stored",
+                hopper);
+    module.def("conv1x1_partial_rows", launch::conv1x1_partial_rows, "Rows of conv1x1_stats' partials.");
+    module.def("conv1x1_split_tiles", launch::conv1x1_split_tiles, "Tiles that blocks of conv1x1_act share.");
+    module.def("conv1x1_splits", launch::conv1x1_splits, "How many blocks should share a tile on the current GPU.");
+    module.def("conv1x1_products_rows", launch::conv1x1_products_rows, "Rows of conv1x1_products' partials.");
+#endif
+
+    module.def(
+        "kernels", [listed = kernels.architectures] { return listed; },
+        "What was compiled: {kernel: the architectures it was compiled for, in nvcc's names}.");
+    module.def("shared_bytes", launch::shared_bytes,
+               "Dynamic shared memory of the kernels that have some; see device.h.");
+    module.def("device_problem", launch::device_problem,
+               "Why nothing can be launched on this machine; empty where it can.");
+}

@@ -1,0 +1,42 @@
+"""Hand-written CUDA C++ kernels for float16 and bfloat16, compiled into `fused_resnet._C` where nvcc was found.
+
+From an op to its kernel: this file, `launch.py` (tensors to addresses), `csrc/bindings.cpp`, `csrc/launch/`,
+`csrc/kernels/`.  Outputs are channels_last; inputs in another layout are copied into it first, and a tensor that does
+not begin at a multiple of 16 bytes is refused.
+
+It has kernels for some of the ops only (`availability.OPS`), and none of them has run on a GPU: `auto` takes one where
+`availability.PROVEN_ARCHITECTURES` names the device's architecture, which is nowhere yet; `use_backend("cuda")` takes
+them by name.  A network trains on torch's own modules then, since the gradients of convolutions have no kernel here.
+"""
+
+from .availability import unavailable_reason, unproven_reason, unsupported_reason
+from .inference import conv_scale_shift_act, global_avg_pool
+from .pointwise import conv1x1_bn_add_act, gram_products
+from .training import (
+    bn_act_backward,
+    bn_add_act,
+    bn_backward_apply,
+    bn_finalize,
+    bn_relu_maxpool,
+    bn_relu_maxpool_backward,
+    channel_stats,
+    conv_stats,
+)
+
+__all__ = [
+    "bn_act_backward",
+    "bn_add_act",
+    "bn_backward_apply",
+    "bn_finalize",
+    "bn_relu_maxpool",
+    "bn_relu_maxpool_backward",
+    "channel_stats",
+    "conv1x1_bn_add_act",
+    "conv_scale_shift_act",
+    "conv_stats",
+    "global_avg_pool",
+    "gram_products",
+    "unavailable_reason",
+    "unproven_reason",
+    "unsupported_reason",
+]

@@ -1,0 +1,130 @@
+"""The stand-in for `fused_resnet._C` on a machine without a GPU: its launchers and kernels, emulated on CPU tensors.
+
+It takes what the compiled extension takes, in the same order, and raises what that raises, so that the backend's own
+Python runs unchanged above it.  Buffers that the backend allocates are guarded: NaN inside, sentinels on both sides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_resnet.backends.cuda import inference, launch, pointwise, training
+
+from . import emulated
+from .guarded import MARGIN, SENTINEL, GuardedOutput
+
+# The library of csrc/emulation that each of these kernels is in; the others are in `pointwise`.
+LIBRARIES = {
+    "conv3x3_halo_act": "conv3x3_halo",
+    "conv3x3_halo_stats": "conv3x3_halo",
+    "conv1x1_act": "conv1x1",
+    "conv1x1_stats": "conv1x1",
+    "conv1x1_products": "conv1x1_products",
+}
+# Functions of extents: the library, and whether the answer depends on the GPU.
+QUESTIONS = {
+    "conv1x1_partial_rows": ("conv1x1", False),
+    "conv1x1_split_tiles": ("conv1x1", False),
+    "conv1x1_splits": ("conv1x1", True),
+    "conv1x1_products_rows": ("conv1x1_products", True),
+}
+ERRORS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
+
+
+class EmulatedExtension:
+    """`seed` shuffles the order in which warps run, `workers` run blocks at the same time.
+
+    A persistent kernel finds a GPU of `blocks` multiprocessors.
+    """
+
+    def __init__(self, seed: int = 0, workers: int = 1, blocks: int = 2) -> None:
+        self.seed, self.workers, self.blocks = seed, workers, blocks
+
+    def __getattr__(self, kernel: str):
+        if kernel in QUESTIONS:
+            return functools.partial(self._ask, kernel)
+        return functools.partial(self._convolve if kernel in LIBRARIES else self._launch, kernel)
+
+    def _ask(self, question: str, *extents: int) -> int:
+        library, of_the_gpu = QUESTIONS[question]
+        function = emulated.library(library)[question]
+        function.restype = ctypes.c_int64
+        return function(*extents, *([self.blocks] if of_the_gpu else []))
+
+    def _launch(self, kernel: str, *arguments: int | float) -> None:
+        bits = [struct.unpack("q", struct.pack("d", a))[0] if isinstance(a, float) else int(a) for a in arguments]
+        crossing = (ctypes.c_int64 * len(bits))(*bits)
+        self._call("pointwise", "run_pointwise", kernel.encode(), crossing, len(bits), self.seed, self.workers)
+
+    def _convolve(self, kernel: str, *arguments: int | float) -> None:
+        *before, _stream = arguments
+        crossing = [ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in before]
+        library = LIBRARIES[kernel]
+        # the products' own argument says how many blocks there are
+        blocks = [] if library == "conv1x1_products" else [self.blocks]
+        self._call(library, f"run_{kernel}", *crossing, *blocks, self.seed, self.workers)
+
+    def _call(self, library: str, function: str, *arguments: object) -> None:
+        called = emulated.library(library)[function]
+        called.restype = ctypes.c_char_p
+        message = called(*arguments)
+        if message is not None:
+            kind, _, words = message.decode().partition(": ")
+            raise ERRORS[kind](words)
+
+
+class GuardedFloats:
+    """A float32 buffer with sentinels on both sides, NaN inside where a kernel has to write."""
+
+    def __init__(self, *size: int) -> None:
+        count = torch.Size(size).numel()
+        self._storage = torch.full((count + 2 * MARGIN,), SENTINEL)
+        self._inside = slice(MARGIN, MARGIN + count)
+        self._storage[self._inside] = torch.nan
+        self.tensor = self._storage[self._inside].view(size)
+
+    def check(self) -> None:
+        """Raises AssertionError where something was written outside of the tensor."""
+        outside = (self._storage[: self._inside.start], self._storage[self._inside.stop :])
+        assert all((part == SENTINEL).all() for part in outside), "stored outside of the numbers"
+
+
+class Guards:
+    """What the backend allocates, each with its guard."""
+
+    def __init__(self) -> None:
+        self.made: list[GuardedOutput | GuardedFloats] = []
+
+    def map_like(self, like: Tensor, size: tuple[int, int, int, int], dtype: torch.dtype | None = None) -> Tensor:
+        if dtype == torch.uint8:  # has no NaN to fill it with: guarded by maps of half as many elements
+            whole = self.map_like(like, (size[0], size[1] // 2, *size[2:]))
+            n, c, h, w = size
+            return whole.permute(0, 2, 3, 1).reshape(-1).view(torch.uint8).view(n, h, w, c).permute(0, 3, 1, 2)
+        self.made.append(GuardedOutput(size, dtype or like.dtype))
+        return self.made[-1].tensor
+
+    def floats_like(self, like: Tensor, *size: int) -> Tensor:
+        self.made.append(GuardedFloats(*size))
+        return self.made[-1].tensor
+
+    def check(self) -> None:
+        for guard in self.made:
+            guard.check()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, extension: EmulatedExtension) -> Guards:
+    """Puts the stand-in in the place of the extension; returns the guards, to be checked at the end."""
+    guards = Guards()
+    monkeypatch.setattr(launch, "extension", lambda: extension)
+    monkeypatch.setattr(launch, "_stream", lambda device: 0)
+    for module in (inference, training, pointwise):
+        monkeypatch.setattr(module, "map_like", guards.map_like)
+    for module in (training, pointwise):
+        monkeypatch.setattr(module, "floats_like", guards.floats_like)
+    return guards

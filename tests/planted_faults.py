@@ -1,0 +1,105 @@
+"""Faults planted in a kernel's source, to see whether its tests would notice: for test_mutations.py.
+
+All faults of a kernel that do not touch the same text are compiled into one library, each behind a switch that is
+turned on at run time: `planted_fault == 7 ? faulty : sound`, or the same as two statements.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import multiprocessing
+import pathlib
+import tempfile
+
+from tests import emulated
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """`sound` becomes `faulty` in csrc/`source`; a text that ends in ; or } is one or more statements."""
+
+    name: str
+    source: str
+    sound: str
+    faulty: str
+
+    def switched(self, number: int) -> str:
+        if self.sound.rstrip().endswith((";", "}")):
+            return f"if (planted_fault == {number}) {{ {self.faulty} }} else {{ {self.sound} }}"
+        return f"(planted_fault == {number} ? {self.faulty} : {self.sound})"
+
+
+_SWITCH = """#pragma once
+inline int planted_fault = 0;
+extern "C" __attribute__((used)) inline void plant_fault(int number) { planted_fault = number; }
+"""
+
+
+def groups(faults: list[Fault]) -> list[list[Fault]]:
+    """The faults in as few libraries as their texts allow, in their order."""
+    result: list[list[tuple[Fault, range]]] = []
+    for fault in faults:
+        text = (emulated.CSRC / fault.source).read_text()
+        if text.count(fault.sound) != 1:
+            raise ValueError(f"{fault.name}: its text stands {text.count(fault.sound)} times in {fault.source}")
+        start = text.index(fault.sound)
+        place = range(start, start + len(fault.sound))
+        for group in result:
+            if not any(
+                other.source == fault.source and place.start < taken.stop and taken.start < place.stop
+                for other, taken in group
+            ):
+                group.append((fault, place))
+                break
+        else:
+            result.append([(fault, place)])
+    return [[fault for fault, _ in group] for group in result]
+
+
+def write_sources(folder: pathlib.Path, faults: list[Fault]) -> None:
+    """The sources that the faults stand in, with a switch for each: the n-th fault is number n + 1."""
+    texts: dict[str, str] = {}
+    for number, fault in enumerate(faults, start=1):
+        text = texts.setdefault(fault.source, (emulated.CSRC / fault.source).read_text())
+        texts[fault.source] = text.replace(fault.sound, fault.switched(number))
+    for source, text in texts.items():
+        target = folder / source
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text('#include "planted_fault.h"\n' + text)
+    (folder / "planted_fault.h").write_text(_SWITCH)
+
+
+def library(name: str, faults: list[Fault], *flags: str) -> ctypes.CDLL:
+    """`csrc/emulation/<name>_host.cpp` with these faults in it, all of them off."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sources(pathlib.Path(folder), faults)
+        return emulated.library(name, folder, *flags)
+
+
+def outcome(library: ctypes.CDLL, number: int, run, seconds: float = 60) -> str:
+    """What `run()` comes to in a process of its own with this fault on: "" if it notices nothing, else what."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        library.plant_fault(number)
+        try:
+            run()
+            sender.send("")
+        except AssertionError as error:
+            sender.send(f"{type(error).__name__}: {str(error)[:400]}")
+
+    process = context.Process(target=child)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return f"does not end within {seconds} s"
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return f"crashes, exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()

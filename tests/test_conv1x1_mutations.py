@@ -1,0 +1,197 @@
+"""Faults planted in conv1x1 and conv1x1_products: every one that the emulation can see must be noticed."""
+
+import functools
+
+import pytest
+import torch
+
+from tests import conv1x1_calls, conv1x1_products_calls, emulated, planted_faults
+from tests.planted_faults import Fault
+
+pytestmark = emulated.needs_compiler
+
+TILES = "kernels/pixel_tiles.cuh"
+LOAD, MULTIPLY, EPILOGUE, STATISTICS, KERNEL = (
+    f"kernels/conv1x1{part}.cuh" for part in ("_load", "_multiply", "_epilogue", "_statistics", "")
+)
+PRODUCTS_PLAN, PRODUCTS_LOAD, PRODUCTS = (f"kernels/conv1x1_products{part}.cuh" for part in ("_plan", "_load", ""))
+
+# More slices than stages, so that every barrier is used twice; ragged in pixels, channels and filters.
+ACT_CASES = [
+    conv1x1_calls.Case(2, 13, 11, 584, 136, residual=True, blocks=1),
+    conv1x1_calls.Case(2, 13, 11, 392, 72, prologue=True, residual=True, blocks=1, dtype=torch.float16),
+    conv1x1_calls.Case(1, 29, 25, 72, 136, stride=2, blocks=1),
+    conv1x1_calls.Case(1, 7, 7, 328, 72, splits=3, residual=True),
+]
+STATISTICS_CASE = conv1x1_calls.Case(3, 13, 11, 72, 136, blocks=1, offset=30)
+PRODUCTS_CASE = conv1x1_products_calls.Case(3, 13, 11, 72, 200, rows=1)
+
+FAULTS = [
+    Fault(
+        "swizzle forgotten",
+        TILES,
+        "swizzled(Swizzle::k128B, slice + pixel * kPixelBytes + chunk * 16)",
+        "(slice + pixel * kPixelBytes + chunk * 16)",
+    ),
+    Fault("last column of a box lost", TILES, "box.column + column < columns", "box.column + column + 1 < columns"),
+    Fault("stage not awaited", LOAD, "mbarrier_wait(V::empty(at.slot), at.parity ^ 1);", ""),
+    Fault("strided rows taken for dense ones", LOAD, "work.pixels.row * problem.stride", "work.pixels.row"),
+    Fault(
+        "too few bytes expected",
+        LOAD,
+        "mbarrier_arrive_expect_tx(V::full(at.slot), V::kStageBytes);",
+        "mbarrier_arrive_expect_tx(V::full(at.slot), 64);",
+    ),
+    Fault(
+        "consumers do not take turns",
+        MULTIPLY,
+        "mbarrier_wait(V::may_multiply(consumer.index), (tile + (consumer.index == 0)) % 2);",
+        "",
+    ),
+    Fault("turn not passed on", MULTIPLY, "pass_turn<V>(consumer);", ""),
+    Fault(
+        "stage freed while wgmma reads it",
+        MULTIPLY,
+        "wgmma_wait<1>();\n    release<V>(turn<V::kStages>(use - 1).slot);",
+        "wgmma_wait<1>();\n    release<V>(turn<V::kStages>(use).slot);",
+    ),
+    Fault("last products not awaited", MULTIPLY, "wgmma_wait<0>();", ""),
+    Fault("second 64 pixels are the first", MULTIPLY, "block * kRowBlockBytes + step * 32", "step * 32"),
+    Fault("scale of other channels", MULTIPLY, "norm.scale[j / 2]", "norm.scale[j % 2]"),
+    Fault("second half of a slice is the first", MULTIPLY, "half * kHalfSteps + i", "i"),
+    Fault(
+        "residual not awaited",
+        EPILOGUE,
+        "mbarrier_wait(V::residual_full(consumer.index), use % 2);",
+        "consumer.sync();",
+    ),
+    Fault("output not visible to TMA", EPILOGUE, "fence_proxy_async();", ""),
+    Fault(
+        "output stored before all have written",
+        EPILOGUE,
+        "consumer.sync();\n    if (consumer.thread > 0) return;",
+        "if (consumer.thread > 0) return;",
+    ),
+    Fault("output written while TMA stores it", EPILOGUE, "tma_store_wait_read();", ""),
+    Fault(
+        "first split finishes",
+        EPILOGUE,
+        "atomic_increment(&arguments.arrivals[work.tile]) + 1 == uint32_t(arguments.problem.splits)",
+        "atomic_increment(&arguments.arrivals[work.tile]) == 0",
+    ),
+    Fault("arrivals stay", EPILOGUE, "if (is_last) arguments.arrivals[work.tile] = 0;", ""),
+    Fault("a split's sums not left", EPILOGUE, "store_split<V>(d, arguments, work, consumer);", ""),
+    Fault(
+        "pixels outside of the map counted",
+        STATISTICS,
+        "bits |= uint32_t{tiles.inside(work.pixels, consumer.pixel(i / 2, i % 2))} << i;",
+        "bits |= 1u << i;",
+    ),
+    Fault("warps' means taken for one", STATISTICS, "delta * delta * a_count * share", "0.0f"),
+    Fault("moments merged before they are there", STATISTICS, "consumer.sync();", ""),
+    Fault("no barrier after the set-up", KERNEL, "cta_sync();", ""),
+    Fault(
+        "stage empty after one warp",
+        KERNEL,
+        "mbarrier_init(V::empty(stage), kWarps);",
+        "mbarrier_init(V::empty(stage), 1);",
+    ),
+    Fault("no fence after the mbarriers' set-up", KERNEL, "mbarrier_init_fence();", ""),
+    Fault("producer keeps its registers", KERNEL, "register_budget_decrease<24>();", ""),
+]
+# Operands in registers are read when wgmma is issued, on a GPU until it is complete; memory is ordered as it is.
+UNSEEN = [
+    Fault(
+        "fragments overwritten while wgmma reads them",
+        MULTIPLY,
+        "multiply_fragments<V>(d, second, advanced(filters, kHalfSteps * 32), true);\n        wgmma_wait<1>();",
+        "multiply_fragments<V>(d, second, advanced(filters, kHalfSteps * 32), true);",
+    ),
+    Fault("no fence before a split arrives", EPILOGUE, "memory_fence_gpu();\n    consumer.sync();", "consumer.sync();"),
+]
+
+PRODUCTS_FAULTS = [
+    Fault(
+        "t overwrites what the other consumer reads",
+        PRODUCTS,
+        "consumers_sync();  // the other consumer's products have read the activations too\n"
+        "        stage_t<V>(t, V::activations(at.slot), consumer, warp);",
+        "stage_t<V>(t, V::activations(at.slot), consumer, warp);",
+    ),
+    Fault("grad multiplied before it is masked", PRODUCTS, "consumers_sync();\n    wgmma_fence();", "wgmma_fence();"),
+    Fault("t not visible to TMA", PRODUCTS, "fence_proxy_async();\n        warp_sync();", "warp_sync();"),
+    Fault("both consumers have the same rows", PRODUCTS, "turn<V::kStages>(use + consumer)", "turn<V::kStages>(use)"),
+    Fault(
+        "last column of activations lost",
+        PRODUCTS,
+        "arguments.problem.tiles.inside(box, pixel)",
+        "arguments.problem.tiles.inside(box, pixel + 1)",
+    ),
+    Fault("sums lack half of the lanes", PRODUCTS, "mask > 0", "mask > 1"),
+    Fault("weights' slices taken for adjacent", PRODUCTS_PLAN, "channel_slice * kWeightSliceBytes", "channel_slice"),
+    Fault(
+        "z arrives before t has left",
+        PRODUCTS_LOAD,
+        "tma_store_wait_read();\n        mbarrier_arrive(V::z_empty(at.slot));",
+        "mbarrier_arrive(V::z_empty(at.slot));\n        tma_store_wait_read();",
+    ),
+    Fault("slot of z not awaited", PRODUCTS_LOAD, "mbarrier_wait(V::z_empty(at.slot), at.parity ^ 1);", ""),
+]
+
+
+def _check_conv1x1(library):
+    for case in ACT_CASES:
+        conv1x1_calls.check_act(library, case)
+    conv1x1_calls.check_stats(library, STATISTICS_CASE)
+
+
+def _check_products(library):
+    conv1x1_products_calls.check(library, PRODUCTS_CASE)
+
+
+KERNELS = {
+    "conv1x1": (_check_conv1x1, tuple(FAULTS + UNSEEN)),
+    "conv1x1_products": (_check_products, tuple(PRODUCTS_FAULTS)),
+}
+
+
+@functools.cache
+def _groups(kernel):
+    return planted_faults.groups(list(KERNELS[kernel][1]))
+
+
+@functools.cache
+def _library(kernel, group):
+    return planted_faults.library(kernel, _groups(kernel)[group], "-w")
+
+
+def _outcome(kernel, fault):
+    check = KERNELS[kernel][0]
+    group = next(number for number, faults in enumerate(_groups(kernel)) if fault in faults)
+    library = _library(kernel, group)
+    return planted_faults.outcome(library, _groups(kernel)[group].index(fault) + 1, lambda: check(library))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_noticed(fault):
+    assert _outcome("conv1x1", fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
+
+
+@pytest.mark.parametrize("fault", PRODUCTS_FAULTS, ids=lambda fault: fault.name)
+def test_fault_in_the_products_is_noticed(fault):
+    assert _outcome("conv1x1_products", fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
+
+
+@pytest.mark.parametrize("fault", UNSEEN, ids=lambda fault: fault.name)
+def test_fault_that_cannot_be_seen(fault):
+    """Kept true: a fault that the emulation learns to see belongs in the list above."""
+    assert _outcome("conv1x1", fault) == ""
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_noticed_where_nothing_is_planted(kernel):
+    """With every switch off, the sources with the faults in them are the sound kernel."""
+    for group in range(len(_groups(kernel))):
+        library = _library(kernel, group)
+        check = functools.partial(KERNELS[kernel][0], library)
+        assert planted_faults.outcome(library, 0, check) == ""

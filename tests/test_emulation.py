@@ -1,0 +1,66 @@
+"""The emulator that CUDA kernels run on in CI: its arithmetic, and every rule that it holds them to."""
+
+import ctypes
+import importlib.util
+
+import pytest
+
+from tests import emulated
+
+pytestmark = emulated.needs_compiler
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "wgmma bf16, A and B K-major",
+        "wgmma bf16, A M-major",
+        "wgmma bf16, B N-major",
+        "wgmma f16, A M-major, B N-major",
+        "wgmma, B starts inside the swizzle pattern",
+        "warp matrices",
+        "TMA box",
+    ],
+)
+def test_arithmetic_equals_plain_loops(check):
+    function = emulated.library("emulator").check_arithmetic
+    function.restype = ctypes.c_char_p
+    message = function(check.encode())
+    assert message is None, message.decode()
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("bounds", "out of bounds: shared address 0x3000"),
+        ("alignment", "misaligned"),
+        ("uninitialised", "which was never written"),
+        ("race", "race: generic write of 0x0 is not ordered after a write by warp 0"),
+        ("in flight", "while a TMA load into it is in flight"),
+        ("unfenced", "without fence.proxy.async"),
+        ("wgmma.fence", "wgmma without wgmma.fence"),
+        ("wgmma pending", "while wgmma or a TMA store still reads it"),
+        ("mbarrier init", "was never initialised"),
+        ("mbarrier fence", "initialised without fence.mbarrier_init"),
+        ("deadlock", "deadlock\n  128 threads from thread 0 on wait for mbarrier 0x2000 parity 0"),
+        ("expect_tx", "-4096 B missing"),
+        ("store pending", "exit with a TMA store that was not waited for"),
+        ("registers", "setmaxnreg 250 is not a multiple of 8"),
+        ("named barrier", "named barrier 1: 96 threads expected, 64 given"),
+        ("warp_uniform", "lanes hold"),
+    ],
+)
+def test_a_broken_rule_is_named(rule, said):
+    function = emulated.library("emulator").check_rule
+    function.restype = ctypes.c_char_p
+    message = function(rule.encode())
+    assert message is not None, f"nothing was said of a kernel that breaks the rule {rule!r}"
+    assert said in message.decode()
+
+
+def test_generated_header_is_what_its_generator_writes():
+    path = emulated.CSRC / "device" / "ptx" / "generate_wgmma.py"
+    spec = importlib.util.spec_from_file_location("generate_wgmma", path)
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert (emulated.CSRC / "device" / "ptx" / "wgmma.cuh").read_text() == generator.header()

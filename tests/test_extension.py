@@ -1,0 +1,297 @@
+"""The compiled extension `fused_resnet._C`: how it is built, what it needs to be imported, and its machine code.
+
+What needs nvcc is skipped without; nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+
+from benchmarks import _cuda_kernels
+from fused_resnet.backends.cuda import availability
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "build")
+SIMPLE = {
+    "bn_add_act",
+    "bn_act_backward",
+    "bn_backward_apply",
+    "bn_relu_maxpool",
+    "bn_relu_maxpool_backward",
+    "global_avg_pool",
+    "channel_stats",
+    "merge_partials",
+    "bn_finalize",
+    "sum_partials",
+}
+CONVOLUTIONS = {"conv3x3_halo_act", "conv3x3_halo_stats"}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """setup.py as a module: its functions, with nothing set up."""
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: None)
+        patch.setenv("FUSED_RESNET_CUDA_ARCHS", "none")
+        spec.loader.exec_module(module)
+    return module
+
+
+def has_nvcc(recipe) -> bool:
+    return sys.platform == "linux" and recipe.find_nvcc() is not None
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what a build reads, so that building leaves nothing behind."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for folder in ("fused_resnet", "csrc"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=LEFT_OUT)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def pip_install(tree: Path, target: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-cache-dir",
+        "--target",
+        str(target),
+        str(tree),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def installed(recipe, checkout, tmp_path_factory) -> Path:
+    """The package as `pip install .` leaves it, for sm_80 alone: Hopper's kernels take a minute, and are in `rows`."""
+    if not has_nvcc(recipe):
+        pytest.skip("there is no nvcc to compile with")
+    target = tmp_path_factory.mktemp("installed")
+    result = pip_install(checkout, target, FUSED_RESNET_CUDA_ARCHS="80")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return target
+
+
+ALONE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("fused_resnet._C", sys.argv[1])
+extension = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(extension)
+loaded = {line.split("/")[-1].strip() for line in open("/proc/self/maps") if ".so" in line}
+print([name for name in loaded if any(word in name for word in ("torch", "c10", "libcuda"))], "torch" in sys.modules)
+print(sorted(extension.kernels().items()))
+"""
+
+
+def test_the_installed_extension_loads_without_torch_and_without_a_driver(installed):
+    (library,) = (installed / "fused_resnet").glob("_C*.so")
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(library)], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    foreign, kernels = result.stdout.splitlines()
+    assert foreign == "[] False"
+    assert kernels == str([(name, "sm_80") for name in sorted(SIMPLE)])
+
+
+def test_what_is_installed_says_what_it_is_and_depends_on_no_version_of_torch(installed):
+    (metadata,) = installed.glob("fused_resnet-*.dist-info/METADATA")
+    assert {"torch>=2.11", "numpy"} == set(re.findall(r"^Requires-Dist: ([^;\n]*)$", metadata.read_text(), re.M))
+    (wheel,) = installed.glob("fused_resnet-*.dist-info/WHEEL")
+    assert f"Tag: cp{sys.version_info[0]}{sys.version_info[1]}-" in wheel.read_text()
+    assert not [path for path in installed.rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h")]
+
+
+INFO = "import fused_resnet.info as info; print(info.__file__); print(info.report()['extension'])"
+
+
+def test_info_says_what_was_compiled(installed, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", INFO]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    where, state = result.stdout.splitlines()
+    assert where.startswith(str(installed)), result.stderr
+    assert "'on': True" in state and f"kernels: {len(SIMPLE)} for sm_80;" in state
+
+
+# ---- what goes wrong in a build, in words ----
+
+
+def fake_nvcc(folder: Path, script: str) -> Path:
+    """A toolkit whose nvcc is this script."""
+    (folder / "bin").mkdir(parents=True)
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exit 3", ["does not run", "repair the CUDA toolkit"]),
+        ("echo release 11.8, V11.8.89", ["is of CUDA 11.8", "need 12.5"]),
+        (
+            'case "$1" in --version) echo release 13.0;; *) echo no space left; exit 1;; esac',
+            ["failed", "no space left"],
+        ),
+    ],
+)
+def test_a_broken_compiler_is_an_error_and_no_silent_install(checkout, tmp_path, script, words):
+    if sys.platform != "linux":
+        pytest.skip("the extension is compiled on Linux alone")
+    home = fake_nvcc(tmp_path / "cuda", script)
+    result = pip_install(checkout, tmp_path / "target", CUDA_HOME=str(home), FUSED_RESNET_CUDA_ARCHS="sm_90a")
+    assert result.returncode != 0 and not (tmp_path / "target").exists()
+    missing = [word for word in [*words, "FUSED_RESNET_CUDA_ARCHS=none"] if word not in result.stdout + result.stderr]
+    assert not missing, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("", []),
+        ("none", []),
+        ("80", ["sm_80"]),
+        ("80;90a", ["sm_80", "sm_90a"]),
+        (" sm_80, compute_90 ", ["sm_80", "compute_90"]),
+    ],
+)
+def test_architectures_are_asked_for_by_name(recipe, monkeypatch, asked, names):
+    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", asked)
+    assert recipe.architectures() == names
+
+
+def test_an_architecture_that_is_none_is_refused(recipe, monkeypatch):
+    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80 hopper")
+    with pytest.raises(recipe.CompileError, match="expected names such as .* got .hopper"):
+        recipe.architectures()
+
+
+def test_without_nvcc_the_package_is_pure_python(recipe, monkeypatch):
+    monkeypatch.setattr(recipe, "find_nvcc", lambda: None)
+    monkeypatch.delenv("FUSED_RESNET_CUDA_ARCHS", raising=False)
+    assert recipe.compiled_extensions() == []
+    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_90a")
+    with pytest.raises(recipe.CompileError, match="no nvcc is found"):
+        recipe.compiled_extensions()
+
+
+def test_a_toolkit_that_is_named_and_not_there_is_refused(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(recipe.CompileError, match="holds no bin/nvcc"):
+        recipe.find_nvcc()
+
+
+def test_kernels_of_hopper_are_compiled_for_hopper_alone(recipe, monkeypatch):
+    monkeypatch.setattr(recipe, "find_nvcc", lambda: "/a b/nvcc")
+    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80 sm_90a compute_90")
+    (extension,) = recipe.compiled_extensions()
+    text = recipe.ninja_file(extension, "headers", Path("_C.so"))
+    flags = dict(re.findall(r"^build (\S+)\.o: compile.*?\n.*?\n  flags = (.*)$", text, re.M))
+    assert "arch=compute_80,code=sm_80" in flags["bn_add_act"] and "code=compute_90" in flags["bn_add_act"]
+    assert re.findall(r"-gencode=\S+", flags["conv3x3_halo"]) == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert all("-Werror" in each for each in flags.values()) and all("NDEBUG" in each for each in flags.values())
+    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80")
+    (extension,) = recipe.compiled_extensions()
+    assert not [source for source in extension.sources if "conv" in source]
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 5, 2), (2, 1, 1)])
+def test_compilers_run_in_parallel_within_memory(recipe, monkeypatch, tmp_path, cores, gigabytes, jobs):
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
+    monkeypatch.setattr(Path, "read_text", lambda path: f"MemTotal: 1 kB\nMemAvailable:  {gigabytes << 20} kB\n")
+    assert recipe.jobs() == jobs
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert recipe.jobs() == 3
+
+
+# ---- the extension of this checkout ----
+
+needs_extension = pytest.mark.skipif(
+    availability.extension() is None, reason="fused_resnet._C was not compiled: no nvcc when the package was installed"
+)
+
+
+@needs_extension
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: a launch at these addresses would corrupt it")
+def test_a_launch_without_a_gpu_says_so():
+    extension = availability.extension()
+    assert "driver" in extension.device_problem()
+    with pytest.raises(RuntimeError, match=r"global_avg_pool of \(1, 2, 2, 8\) could not be launched: .*NVIDIA driver"):
+        extension.global_avg_pool(16, 16, 0, 1, 2, 2, 8, 0)
+
+
+@needs_extension
+def test_arguments_are_refused_before_a_launch():
+    extension = availability.extension()
+    with pytest.raises(ValueError, match=r"global_avg_pool of \(1, 2, 2, 9\): x has 9 channels, .* multiples of 8"):
+        extension.global_avg_pool(16, 16, 0, 1, 2, 2, 9, 0)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """The kernels of the extension, as `python -m benchmarks.kernels --mode cuda` reports them."""
+    if availability.extension() is None:
+        pytest.skip("fused_resnet._C was not compiled: no nvcc when the package was installed")
+    if _cuda_kernels.disassembler() is None:
+        pytest.skip("there is no cuobjdump: neither a CUDA toolkit's nor triton's")
+    return _cuda_kernels.results((80, 90))
+
+
+def test_every_kernel_was_compiled_for_every_architecture(rows):
+    compiled = availability.extension().kernels()
+    assert set(compiled) >= SIMPLE
+    if "sm_90a" in compiled["bn_add_act"]:
+        assert {compiled.get(name) for name in CONVOLUTIONS} == {"sm_90a"}
+    for name in SIMPLE:
+        listed = {int(arch) for arch in re.findall(r"sm_(\d+)", compiled[name])} & {80, 90}
+        assert {row["arch"] for row in rows if row["kernel"] == name} == listed
+        assert len({row["tile"] for row in rows if row["kernel"] == name}) in (1, 2, 4, 6)
+
+
+def test_no_kernel_spills_or_has_too_much_shared_memory_or_lacks_wgmma_and_tma(rows):
+    assert _cuda_kernels.complaints(rows) == []
+
+
+def test_ptxas_has_not_serialised_wgmma():
+    if not _cuda_kernels.build_logs():
+        pytest.skip("the extension was not compiled from this checkout, so that ptxas' words are not here")
+    assert _cuda_kernels.ptxas_warnings() == []
+
+
+def test_the_report_would_complain():
+    """Of each thing that it holds kernels to."""
+    good = {"arch": 90, "kernel": "conv", "tile": "", "spills": False, "shared_bytes": 9, "HGMMA": 1, "UTMALDG": 1}
+    assert _cuda_kernels.complaints([good]) == []
+    bad = {"spills": True, "shared_bytes": 228 * 1024, "HGMMA": 0, "UTMALDG": 0}
+    for name, value in bad.items():
+        assert len(_cuda_kernels.complaints([good | {name: value}])) == 1
+    assert "does not list" in _cuda_kernels.complaints([good | {"shared_bytes": 0}])[0]
+    line = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+    assert _cuda_kernels.PTXAS_WARNING.search(line)
+
+
+def test_symbols_are_read():
+    symbol = "_ZN12conv3x3_halo19conv3x3_halo_kernelIL11ElementType1ELi64ELi2ELNS_8EpilogueE1EEEvNS_10ParametersE"
+    assert _cuda_kernels.demangled(symbol) == ("conv3x3_halo_kernel", [1, 64, 2, 1])
+    assert _cuda_kernels.demangled("_ZN7kernels12sum_partialsENS_11SumPartialsE") == ("sum_partials", [])
