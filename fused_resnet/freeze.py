@@ -12,6 +12,7 @@ from . import ops
 from .blocks import BasicBlock, Bottleneck, OptionAShortcut
 from .eligibility import hook_reason
 from .frozen import FrozenBlock, FrozenConv, FrozenStem, SafeRange
+from .graphs import Graphs
 from .ops import checks
 from .shapes import ConvShape
 from .stem import stem_unfused_reason
@@ -22,7 +23,7 @@ _Block = BasicBlock | Bottleneck
 _MAP_BYTES = 2**24
 
 
-def freeze(model: nn.Module) -> Frozen:
+def freeze(model: nn.Module, graph: bool = False) -> Frozen:
     """An inference-only copy of `model` that runs faster than the live model and shares nothing with it.
 
     What it snapshots, at the time of the call: every convolution's weight and its batch norm's weight, bias, running
@@ -39,6 +40,10 @@ def freeze(model: nn.Module) -> Frozen:
 
     Args:
         model: a `fused_resnet` ResNet or CIFAR ResNet in eval mode, or one of its blocks.
+        graph: on a GPU, capture a CUDA graph at the first call of each input shape and replay it at the next ones: what
+            batches of few images need, whose kernels take less time than their launches.  The model must be on a CUDA
+            device when it is called; its eight latest shapes are kept, each with feature maps of its own; hooks inside
+            run when a graph is captured and not when it is replayed; one stream at a time.
 
     Returns:
         A module with the model's inputs and outputs.  Its filters are buffers; it refuses training mode and inputs that
@@ -61,7 +66,7 @@ def freeze(model: nn.Module) -> Frozen:
                 f"freeze() takes a fused_resnet ResNet or a residual block, got {type(model).__module__}."
                 f"{type(model).__qualname__}"
             )
-    return Frozen(body, model)
+    return Frozen(body, model, graph)
 
 
 def _refuse(name: str, reason: str | None) -> None:
@@ -152,9 +157,10 @@ class FrozenNetwork(nn.Module):
 class Frozen(nn.Module):
     """What `freeze` returns; see there."""
 
-    def __init__(self, body: nn.Module, source: nn.Module) -> None:
+    def __init__(self, body: nn.Module, source: nn.Module, graph: bool = False) -> None:
         super().__init__()
         self.body = body
+        self._graphs = Graphs(self._run) if graph else None
         self._source = [(weakref.ref(tensor), tensor._version) for tensor in _versioned(source)]
         self.train(False)
 
@@ -170,7 +176,11 @@ class Frozen(nn.Module):
             if x.dim() != 4:
                 checks.feature_map("a frozen model", "the input", x)
             x = x.contiguous(memory_format=torch.channels_last)
-            return self.body(x, SafeRange() if self._first_conv().packs(x) else None)
+            replays = self._graphs is not None and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            return self._graphs(x) if replays else self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return self.body(x, SafeRange() if self._first_conv().packs(x) else None)
 
     def _first_conv(self) -> FrozenConv:
         return next(module for module in self.body.modules() if isinstance(module, FrozenConv))
@@ -189,9 +199,18 @@ class Frozen(nn.Module):
                     "the model that this one was frozen from has changed since; call fused_resnet.freeze(model) again"
                 )
 
+    def _apply(self, fn, recurse: bool = True) -> Frozen:
+        if self._graphs is not None:
+            self._graphs.forget()
+        return super()._apply(fn, recurse)
+
     def __getstate__(self) -> dict:
-        # A copy of the snapshot stands alone: weak references neither copy nor pickle.
-        return {**self.__dict__, "_source": []}
+        # A copy of the snapshot stands alone: weak references neither copy nor pickle, and graphs are of this memory.
+        return {**self.__dict__, "_source": [], "_graphs": self._graphs is not None}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._graphs = Graphs(self._run) if self._graphs else None
 
 
 def _versioned(source: nn.Module) -> list[Tensor]:

@@ -198,6 +198,35 @@ class FrozenBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
         self.downsample = downsample
         self.residual_stride = residual_stride
+        if self._is_bottleneck():
+            # the scale of folded filters
+            self.register_buffer("ones", torch.ones_like(convs[-1].bias), persistent=False)
+
+    def _is_bottleneck(self) -> bool:
+        """Whether `ops.bottleneck_inference` computes what the convolutions compute one by one."""
+        convs, downsample = self.convs, self.downsample
+        if len(convs) != 3 or self.residual_stride != 1 or any(conv.groups != 1 for conv in convs):
+            return False
+        stride = convs[1].stride
+        windows = [(conv.weight.shape[2], conv.stride, conv.padding) for conv in convs]
+        plain = (1, (1, 1), (0, 0))
+        shortcut = downsample is None or (
+            downsample.weight.shape[2:] == (1, 1) and downsample.stride == stride and downsample.padding == (0, 0)
+        )
+        middle = windows[1] == (3, (stride[0],) * 2, (1, 1)) and convs[1].dilation == (1, 1)
+        return windows[0] == windows[2] == plain and middle and shortcut
+
+    def _whole(self, x: Tensor) -> Tensor | None:
+        """The block as one op, where the backend asked for by name has it; else None."""
+        if not self._is_bottleneck() or torch.compiler.is_compiling():
+            return None
+        stride, projected = self.convs[1].stride, self.downsample is not None
+        deciding = {"weight": self.convs[1].weight, "stride": stride, "projected": projected}
+        if not dispatch.taken_by_name("bottleneck_inference", x, **deciding):
+            return None
+        arguments = [t for conv in self.convs for t in (conv.weight, self.ones[: len(conv.bias)], conv.bias)]
+        shortcut = (self.downsample.weight, self.ones, self.downsample.bias) if projected else (None,) * 3
+        return ops.bottleneck_inference(x, *arguments, *shortcut, stride[0])
 
     def forward(self, x: Tensor, known: SafeRange | None, overwrite: bool = False) -> Tensor:
         """`known` is given when the convolutions go through `FrozenConv.packed`, which may then overwrite x."""
@@ -205,6 +234,9 @@ class FrozenBlock(nn.Module):
         *inner, last = self.convs
         downsample = self.downsample
         if known is None:
+            whole = self._whole(x)
+            if whole is not None:
+                return whole
             residual = x if downsample is None else downsample(x, "identity")
             for conv in inner:
                 x = conv(x, "relu")

@@ -23,6 +23,7 @@ from .guarded import MARGIN, SENTINEL, GuardedOutput
 LIBRARIES = {
     "conv3x3_halo_act": "conv3x3_halo",
     "conv3x3_halo_stats": "conv3x3_halo",
+    "bottleneck_inference": "bottleneck_inference",
     "conv1x1_act": "conv1x1",
     "conv1x1_stats": "conv1x1",
     "conv1x1_products": "conv1x1_products",

@@ -22,7 +22,7 @@ LAYERS = (
     ("autograd",),
     ("eligibility", "trainable", "blocks", "stages", "stem"),
     ("models",),
-    ("frozen", "freeze", "explain", "info", "parity"),
+    ("frozen", "graphs", "freeze", "explain", "info", "parity"),
     ("",),  # fused_resnet/__init__.py, the public names
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

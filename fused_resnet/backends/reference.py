@@ -104,6 +104,31 @@ def conv_scale_shift_act(
     return torch.relu(y) if act == "relu" else y
 
 
+def bottleneck_inference(
+    x: Tensor,
+    weight1: Tensor,
+    scale1: Tensor,
+    shift1: Tensor,
+    weight2: Tensor,
+    scale2: Tensor,
+    shift2: Tensor,
+    weight3: Tensor,
+    scale3: Tensor,
+    shift3: Tensor,
+    downsample: Tensor | None,
+    downsample_scale: Tensor | None,
+    downsample_shift: Tensor | None,
+    stride: int,
+) -> Tensor:
+    """A bottleneck block, one convolution after the other; see `fused_resnet.ops.bottleneck_inference`."""
+    residual, window = x, {"stride": (stride, stride)}
+    if downsample is not None:
+        residual = conv_scale_shift_act(x, downsample, downsample_scale, downsample_shift, **window, act="identity")
+    y = conv_scale_shift_act(x, weight1, scale1, shift1)
+    y = conv_scale_shift_act(y, weight2, scale2, shift2, **window, padding=(1, 1))
+    return conv_scale_shift_act(y, weight3, scale3, shift3, residual=residual)
+
+
 def conv_bn_relu_maxpool(
     x: Tensor,
     weight: Tensor,

@@ -116,6 +116,11 @@ def trains_by_name() -> bool:
     return _requested != AUTO and all(hasattr(_named(_requested), op) for op in _CONVOLUTIONS_OF_TRAINING)
 
 
+def taken_by_name(op: str, x: Tensor, **arguments) -> bool:
+    """Whether a backend was asked for by name and takes this call of `op`; `auto` takes none that was not measured."""
+    return _requested != AUTO and _unsupported_reason(_named(_requested), op, x, arguments) is None
+
+
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:
     backend = _named(name)
     reason = _unsupported_reason(backend, op, x, arguments)

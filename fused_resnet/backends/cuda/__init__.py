@@ -10,7 +10,7 @@ them by name.  A network trains on torch's own modules then, since the gradients
 """
 
 from .availability import unavailable_reason, unproven_reason, unsupported_reason
-from .inference import conv_scale_shift_act, global_avg_pool
+from .inference import bottleneck_inference, conv_scale_shift_act, global_avg_pool
 from .pointwise import conv1x1_bn_add_act, gram_products
 from .training import (
     bn_act_backward,
@@ -30,6 +30,7 @@ __all__ = [
     "bn_finalize",
     "bn_relu_maxpool",
     "bn_relu_maxpool_backward",
+    "bottleneck_inference",
     "channel_stats",
     "conv1x1_bn_add_act",
     "conv_scale_shift_act",

@@ -17,6 +17,7 @@ INSTALL = (
 )
 MIN_ARCH = 80
 CONV_CHANNELS = (64, 128, 256, 512)  # of conv3x3_halo, in and out
+BOTTLENECK_CHANNELS = (64, 128)  # inside; four times as many out
 PRODUCTS_FILTERS = 256  # at most, of conv1x1_products
 MAX_ELEMENTS = 1 << 31
 CHUNK = 8  # channels to an access of 16 bytes
@@ -26,6 +27,7 @@ OPS = {
     "conv_scale_shift_act": "conv3x3_halo_act",
     "conv_stats": "conv3x3_halo_stats",
     "global_avg_pool": "global_avg_pool",
+    "bottleneck_inference": "bottleneck_inference",
     "conv1x1_bn_add_act": "conv1x1_act",
     "gram_products": "conv1x1_products",
     "channel_stats": "channel_stats",
@@ -150,11 +152,20 @@ def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **argum
 
 
 def _convolution_reason(
-    op: str, x: Tensor, weight: Tensor, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups: int = 1,
+    projected: bool = False,
 ) -> str | None:
     """What the kernels do not take of a convolution."""
     if op == "gram_products":
         return _products_reason(weight, stride)
+    if op == "bottleneck_inference":
+        return _bottleneck_reason(x, weight, tuple(stride), projected)
     k, c, r, s = weight.shape
     if (r, s) == (1, 1):
         if tuple(padding) == (0, 0) and groups == 1 and tuple(stride) in ((1, 1), (2, 2)) and not (k % CHUNK):
@@ -181,6 +192,18 @@ def _products_reason(weight: Tensor, stride: int) -> str | None:
             f"its gram_products takes at most {PRODUCTS_FILTERS} filters of a multiple of {CHUNK} channels and stride 1"
             f" or 2, got {filters} of {channels} with stride {stride}"
         )
+    return None
+
+
+def _bottleneck_reason(x: Tensor, weight: Tensor, stride: tuple[int, int], projected: bool) -> str | None:
+    channels, c_in = weight.shape[0], x.shape[1]
+    if channels not in BOTTLENECK_CHANNELS or stride not in ((1, 1), (2, 2)):
+        return (
+            f"its bottleneck_inference takes {' and '.join(map(str, BOTTLENECK_CHANNELS))} inner channels and stride 1"
+            f" or 2, got {channels} with stride {list(stride)}"
+        )
+    if projected and (c_in % 64 or c_in > 256):
+        return f"its bottleneck_inference projects 64, 128, 192 or 256 channels, got {c_in}"
     return None
 
 

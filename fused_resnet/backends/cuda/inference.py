@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...shapes import output_extent
 from ..reference import scale_and_shift, shortcut
-from .launch import dense_nhwc, dense_or_none, map_like, nhwc, run
+from .launch import dense_nhwc, dense_or_none, map_like, nhwc, run, vector
 from .pointwise import convolve_act
 
 # conv3x3_halo normalises in packed 16-bit arithmetic the channels whose |in_shift / in_scale| is below this, in units
@@ -49,6 +49,37 @@ def conv_scale_shift_act(
     vectors = tuple(None if vector is None else vector.contiguous() for vector in vectors)
     geometry = (x.dtype, *nhwc(x), stride[0], act == "relu")
     run("conv3x3_halo_act", x, weight, None, None, PACKED_LIMIT, *vectors, residual, y, *geometry)
+    return y
+
+
+def bottleneck_inference(
+    x: Tensor,
+    weight1: Tensor,
+    scale1: Tensor,
+    shift1: Tensor,
+    weight2: Tensor,
+    scale2: Tensor,
+    shift2: Tensor,
+    weight3: Tensor,
+    scale3: Tensor,
+    shift3: Tensor,
+    downsample: Tensor | None,
+    downsample_scale: Tensor | None,
+    downsample_shift: Tensor | None,
+    stride: int,
+) -> Tensor:
+    """A bottleneck whose inner maps stay in shared memory; see `fused_resnet.ops.bottleneck_inference`."""
+    x = dense_nhwc(x)
+    convolutions = (
+        (weight1, scale1, shift1),
+        (weight2, scale2, shift2),
+        (weight3, scale3, shift3),
+        (downsample, downsample_scale, downsample_shift),
+    )
+    operands = [t for weight, *norm in convolutions for t in (dense_or_none(weight), *map(vector, norm))]
+    p, q = (output_extent(extent, 3, stride, 1) for extent in x.shape[2:])
+    y = map_like(x, (x.shape[0], weight3.shape[0], p, q))
+    run("bottleneck_inference", x, *operands, y, x.dtype, *nhwc(x), weight2.shape[0], stride)
     return y
 
 
