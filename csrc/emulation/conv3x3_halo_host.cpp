@@ -1,28 +1,6 @@
 // conv3x3_halo, launcher and kernel, compiled for the CPU, as C functions for ctypes.
+#include "emulation/c_function.hpp"
 #include "launch/conv3x3_halo.cu"
-
-namespace {
-
-// Null, or what went wrong: "ValueError: ..." for arguments that the launcher refuses, "RuntimeError: ..." for the
-// rest.
-template <class Run>
-const char* message_of(int blocks, int seed, int workers, Run run) {
-    static thread_local std::string message;
-    launch::schedule = {seed, workers};
-    launch::emulated_multiprocessors = blocks;
-    launch::loaded_bytes = 0;
-    try {
-        run();
-        return nullptr;
-    } catch (const std::invalid_argument& error) {
-        message = std::string("ValueError: ") + error.what();
-    } catch (const std::exception& error) {
-        message = std::string("RuntimeError: ") + error.what();
-    }
-    return message.c_str();
-}
-
-}  // namespace
 
 using launch::Pointer;
 
