@@ -9,6 +9,8 @@
 #include "launch/conv1x1.h"
 #include "launch/conv1x1_products.h"
 #include "launch/conv3x3_halo.h"
+#include "launch/conv3x3_halo_dgrad.h"
+#include "launch/conv3x3_halo_wgrad.h"
 #include "launch/device.h"
 #include "launch/launch.h"
 
@@ -47,6 +49,10 @@ PYBIND11_MODULE(_C, module) {
     kernels.add("conv3x3_halo_act", launch::conv3x3_halo_act, "y = act(conv3x3(x) * scale + shift + residual)", hopper);
     kernels.add("conv3x3_halo_stats", launch::conv3x3_halo_stats, "z = conv3x3(x), and count, mean and M2 of it",
                 hopper);
+    kernels.add("conv3x3_halo_dgrad", launch::conv3x3_halo_dgrad, "the gradient of conv3x3's input, masked", hopper);
+    kernels.add("conv3x3_halo_wgrad", launch::conv3x3_halo_wgrad, "the gradient of conv3x3's weight, in splits",
+                hopper);
+    module.def("conv3x3_halo_wgrad_splits", launch::conv3x3_halo_wgrad_splits, "Splits that fill the current GPU.");
     kernels.add("conv1x1_act", launch::conv1x1_act, "y = act(conv1x1(x) * scale + shift + residual)", hopper);
     kernels.add("conv1x1_stats", launch::conv1x1_stats, "z = conv1x1(x), and count, mean and M2 of it", hopper);
     kernels.add("conv1x1_products", launch::conv1x1_products, "g^T a and g weight from one read of g", hopper);

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_resnet.backends.cuda import inference, launch, pointwise, training
+from fused_resnet.backends.cuda import backward, inference, launch, pointwise, training
 
 from . import emulated
 from .guarded import MARGIN, SENTINEL, GuardedOutput
@@ -23,6 +23,8 @@ from .guarded import MARGIN, SENTINEL, GuardedOutput
 LIBRARIES = {
     "conv3x3_halo_act": "conv3x3_halo",
     "conv3x3_halo_stats": "conv3x3_halo",
+    "conv3x3_halo_dgrad": "conv3x3_halo_dgrad",
+    "conv3x3_halo_wgrad": "conv3x3_halo_wgrad",
     "bottleneck_inference": "bottleneck_inference",
     "conv1x1_act": "conv1x1",
     "conv1x1_stats": "conv1x1",
@@ -30,6 +32,7 @@ LIBRARIES = {
 }
 # Functions of extents: the library, and whether the answer depends on the GPU.
 QUESTIONS = {
+    "conv3x3_halo_wgrad_splits": ("conv3x3_halo_wgrad", True),
     "conv1x1_partial_rows": ("conv1x1", False),
     "conv1x1_split_tiles": ("conv1x1", False),
     "conv1x1_splits": ("conv1x1", True),
@@ -67,8 +70,8 @@ class EmulatedExtension:
         *before, _stream = arguments
         crossing = [ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in before]
         library = LIBRARIES[kernel]
-        # the products' own argument says how many blocks there are
-        blocks = [] if library == "conv1x1_products" else [self.blocks]
+        # an argument of these says how many blocks there are
+        blocks = [] if library in ("conv1x1_products", "conv3x3_halo_wgrad") else [self.blocks]
         self._call(library, f"run_{kernel}", *crossing, *blocks, self.seed, self.workers)
 
     def _call(self, library: str, function: str, *arguments: object) -> None:
@@ -124,8 +127,9 @@ def install(monkeypatch: pytest.MonkeyPatch, extension: EmulatedExtension) -> Gu
     guards = Guards()
     monkeypatch.setattr(launch, "extension", lambda: extension)
     monkeypatch.setattr(launch, "_stream", lambda device: 0)
-    for module in (inference, training, pointwise):
+    monkeypatch.setattr(backward, "multiprocessors", lambda device: extension.blocks)
+    for module in (inference, training, pointwise, backward):
         monkeypatch.setattr(module, "map_like", guards.map_like)
-    for module in (training, pointwise):
+    for module in (training, pointwise, backward):
         monkeypatch.setattr(module, "floats_like", guards.floats_like)
     return guards

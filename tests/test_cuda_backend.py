@@ -74,6 +74,11 @@ CONVOLUTIONS = [
             ("conv1x1_bn_add_act", _one(2, 9, 12, 64, 96, 2), ("identity",)),
             ("gram_products", _one(2, 9, 11, 64, 136), ("prologue", "out")),
             ("gram_products", _one(2, 9, 12, 64, 96, 2), ()),
+            ("conv_dgrad", _three(2, 9, 11, 64, 1), ("below",)),
+            ("conv_dgrad", _three(1, 7, 5, 128, 1), ("block_sums", "skip_out")),
+            ("conv_dgrad", _three(2, 9, 12, 64, 2), ("constant",)),
+            ("conv_wgrad", _three(2, 9, 11, 64, 1), ("prologue",)),
+            ("conv_wgrad", _three(2, 9, 12, 64, 2), ("constant",)),
         )
         for dtype in HALF
     ),
@@ -155,7 +160,13 @@ UNSUPPORTED = {
     "elements": ("bn_add_act", HUGE, {}, r"2\^31 elements or more"),
     "alignment": ("bn_add_act", MISALIGNED, {}, "begins in between; clone it"),
     "half partials": ("bn_finalize", torch.zeros(4, 3, 8).half(), {}, "takes float32, got float16"),
-    "no kernel": ("conv_wgrad", nhwc(1, 8, 4, 4), {}, "no kernel for conv_wgrad: it has those of"),
+    "no kernel": ("gram", nhwc(1, 8, 4, 4), {}, "no kernel for gram: it has those of"),
+    "gradient of 1x1 filters": (
+        "conv_wgrad",
+        nhwc(1, 64, 4, 4),
+        {"weight_size": (64, 64, 1, 1), "stride": (1, 1), "padding": (0, 0)},
+        "takes 3x3 filters with stride 1 or 2.* got 1x1",
+    ),
     "filters of 1x3": ("conv_stats", nhwc(1, 64, 4, 4), {"weight": FILTERS[:, :, :1]}, "3x3 ones .* got 1x3"),
     "padded 1x1": (
         "conv_stats",

@@ -1,7 +1,9 @@
 #include "kernels/bottleneck_inference_plan.cuh"
 #include "kernels/conv1x1_plan.cuh"
 #include "kernels/conv1x1_products_plan.cuh"
+#include "kernels/conv3x3_halo_dgrad_plan.cuh"
 #include "kernels/conv3x3_halo_plan.cuh"
+#include "kernels/conv3x3_halo_wgrad_plan.cuh"
 #include "kernels/map_tiles.cuh"
 #include "launch/device.h"
 
@@ -58,6 +60,16 @@ void add_bottlenecks(Bytes& bytes) {
     add_bottleneck<128, 2, kProjection, kStreamed>(bytes);
 }
 
+template <int... kChannels>
+void add_conv3x3_halo_backward(Bytes& bytes) {
+    using conv3x3_halo_dgrad::DgradPlan;
+    (add<DgradPlan<kChannels, 1, false>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 1, 0}), ...);
+    (add<DgradPlan<kChannels, 2, false>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 2, 0}), ...);
+    (add<DgradPlan<kChannels, 1, true>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 1, 1}), ...);
+    add<conv3x3_halo_wgrad::WgradPlan<1>>(bytes, "conv3x3_halo_wgrad_kernel", {1});
+    add<conv3x3_halo_wgrad::WgradPlan<2>>(bytes, "conv3x3_halo_wgrad_kernel", {2});
+}
+
 }  // namespace
 
 std::map<std::string, int> shared_bytes() {
@@ -76,6 +88,7 @@ std::map<std::string, int> shared_bytes() {
     add_conv1x1<Epilogue::kStatistics, true, 64, 128>(bytes);
     add_conv1x1_products<64, 128>(bytes);
     add_bottlenecks(bytes);
+    if (FUSED_RESNET_HOPPER) add_conv3x3_halo_backward<64, 128, 256, 512>(bytes);
     return bytes;
 }
 

@@ -25,7 +25,7 @@ _PREFERENCE = {"cpu": ("onednn", "reference"), "cuda": ("cuda", "triton", "refer
 SMALL_MAP = 2**20
 
 # A backend that lacks one of these trains no network, whatever else it has.
-_CONVOLUTIONS_OF_TRAINING = ("conv_stats", "conv_dgrad", "conv_wgrad")
+_NEEDED_TO_TRAIN = ("conv_stats", "conv_dgrad", "conv_wgrad", "conv1x1_backward", "gram")
 
 _requested = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
 
@@ -113,7 +113,7 @@ def _unsupported_reason(backend: ModuleType, op: str, x: Tensor, arguments: dict
 
 def trains_by_name() -> bool:
     """Whether a backend was asked for by name and has the training ops; `auto` trains through torch's own modules."""
-    return _requested != AUTO and all(hasattr(_named(_requested), op) for op in _CONVOLUTIONS_OF_TRAINING)
+    return _requested != AUTO and all(hasattr(_named(_requested), op) for op in _NEEDED_TO_TRAIN)
 
 
 def taken_by_name(op: str, x: Tensor, **arguments) -> bool:

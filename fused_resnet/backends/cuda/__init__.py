@@ -6,10 +6,12 @@ not begin at a multiple of 16 bytes is refused.
 
 It has kernels for some of the ops only (`availability.OPS`), and none of them has run on a GPU: `auto` takes one where
 `availability.PROVEN_ARCHITECTURES` names the device's architecture, which is nowhere yet; `use_backend("cuda")` takes
-them by name.  A network trains on torch's own modules then, since the gradients of convolutions have no kernel here.
+them by name.  A network trains on torch's own modules then, since the gradients of 1x1 convolutions and the Gram
+matrix have no kernel here.
 """
 
 from .availability import unavailable_reason, unproven_reason, unsupported_reason
+from .backward import conv_dgrad, conv_wgrad
 from .inference import bottleneck_inference, conv_scale_shift_act, global_avg_pool
 from .pointwise import conv1x1_bn_add_act, gram_products
 from .training import (
@@ -33,8 +35,10 @@ __all__ = [
     "bottleneck_inference",
     "channel_stats",
     "conv1x1_bn_add_act",
+    "conv_dgrad",
     "conv_scale_shift_act",
     "conv_stats",
+    "conv_wgrad",
     "global_avg_pool",
     "gram_products",
     "unavailable_reason",

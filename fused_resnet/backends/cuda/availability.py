@@ -17,6 +17,7 @@ INSTALL = (
 )
 MIN_ARCH = 80
 CONV_CHANNELS = (64, 128, 256, 512)  # of conv3x3_halo, in and out
+GRADIENTS = ("conv_dgrad", "conv_wgrad")  # of 3x3 convolutions alone
 BOTTLENECK_CHANNELS = (64, 128)  # inside; four times as many out
 PRODUCTS_FILTERS = 256  # at most, of conv1x1_products
 MAX_ELEMENTS = 1 << 31
@@ -30,6 +31,8 @@ OPS = {
     "bottleneck_inference": "bottleneck_inference",
     "conv1x1_bn_add_act": "conv1x1_act",
     "gram_products": "conv1x1_products",
+    "conv_dgrad": "conv3x3_halo_dgrad",
+    "conv_wgrad": "conv3x3_halo_wgrad",
     "channel_stats": "channel_stats",
     "bn_finalize": "bn_finalize",
     "bn_add_act": "bn_add_act",
@@ -136,7 +139,10 @@ def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **argum
     if op not in OPS:
         return f"it has no kernel for {op}: it has those of {', '.join(OPS)}, so no network trains on it alone"
     reason = _tensor_reason(op, x)
-    if reason is None and weight is not None:
+    if reason is None and op in GRADIENTS:
+        size = arguments["weight_size"] if weight is None else weight.shape
+        reason = _halo_reason(op, tuple(size), tuple(arguments["stride"]), tuple(arguments["padding"]), (1, 1), 1)
+    elif reason is None and weight is not None:
         reason = _convolution_reason(op, x, weight, **arguments)
     if reason is not None:
         return reason
@@ -174,10 +180,17 @@ def _convolution_reason(
             f"its {op} takes 1x1 filters, in multiples of {CHUNK}, with stride 1 or 2, no padding and no groups, got"
             f" {k} with stride {list(stride)}, padding {list(padding)} and groups={groups}"
         )
-    geometry = (tuple(padding), tuple(dilation), groups)
-    if (r, s) != (3, 3) or geometry != ((1, 1), (1, 1), 1) or tuple(stride) not in ((1, 1), (2, 2)):
+    return _halo_reason(op, tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _halo_reason(op: str, size: tuple[int, ...], stride, padding, dilation, groups: int) -> str | None:
+    """What conv3x3_halo and its gradients do not take."""
+    k, c, r, s = size
+    geometry = (padding, dilation, groups)
+    if (r, s) != (3, 3) or geometry != ((1, 1), (1, 1), 1) or stride not in ((1, 1), (2, 2)):
+        others = "3x3 filters" if op in GRADIENTS else "1x1 filters, and 3x3 ones"
         return (
-            f"its {op} takes 1x1 filters, and 3x3 ones with stride 1 or 2, padding 1, no dilation and no groups, got"
+            f"its {op} takes {others} with stride 1 or 2, padding 1, no dilation and no groups, got"
             f" {r}x{s} with stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}, groups={groups}"
         )
     if c != k or c not in CONV_CHANNELS:

@@ -42,6 +42,10 @@ def nhwc(tensor: Tensor) -> tuple[int, int, int, int]:
     return n, h, w, c
 
 
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 

@@ -32,7 +32,7 @@ def _sum_runs(z: Tensor) -> tuple[int, Tensor]:
     return run_pixels, floats_like(z, _ceil_div(pixels, run_pixels), 2, k)
 
 
-def _summed(partials: Tensor) -> tuple[Tensor, Tensor]:
+def sums_of(partials: Tensor) -> tuple[Tensor, Tensor]:
     """The two (K,) sums of partials (rows, 2, K)."""
     rows, _, k = partials.shape
     first, second = floats_like(partials, k), floats_like(partials, k)
@@ -114,7 +114,7 @@ def bn_act_backward(grad: Tensor, out: Tensor | None, z: Tensor, mean: Tensor) -
     g = map_like(grad, tuple(grad.shape))
     run_pixels, partials = _sum_runs(z)
     run("bn_act_backward", grad, out, z, vector(mean), g, partials, z.dtype, *nhwc(z), run_pixels)
-    return g, *_summed(partials)
+    return g, *sums_of(partials)
 
 
 def bn_backward_apply(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> Tensor:
@@ -155,4 +155,4 @@ def bn_relu_maxpool_backward(
     maps, vectors = (grad, argmax, z), (vector(scale), vector(shift), vector(mean))
     window = (kernel, stride, padding)
     run("bn_relu_maxpool_backward", *maps, *vectors, g, partials, z.dtype, *nhwc(z), *window, run_pixels)
-    return g, *_summed(partials)
+    return g, *sums_of(partials)

@@ -194,7 +194,8 @@ def _describe_conv_wgrad(g, z, a, b, c, x, in_scale, in_shift, weight_size, stri
     call.feature_map("x", x)
     call.prologue(x.shape[1], in_scale, in_shift)
     call.convolution(x.shape, weight_size, stride, padding, g)
-    return [Output(tuple(weight_size), checks.wide_dtype(g))], {"stride": stride, "padding": padding}
+    deciding = {"weight_size": tuple(weight_size), "stride": stride, "padding": padding}
+    return [Output(tuple(weight_size), checks.wide_dtype(g))], deciding
 
 
 _conv_wgrad = register(
