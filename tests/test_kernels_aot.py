@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +85,23 @@ def test_other_architectures_reach_their_tensor_cores_without_spills(others, arc
     assert not [name(one) for one in others if one["local_bytes"] or one["spill_loads"] or one["spill_stores"]]
 
 
+def is_unrolled(kernel: dict) -> bool:
+    """Whether a 3x3 convolution on sm_80 holds the products of every step one after the other, in no loop."""
+    extents, warps = kernel["tile"].split()[:2]
+    block_m, block_n, block_k = map(int, extents.split("x"))
+    channels = int(re.search(r"_c(\d+)_", kernel["shape"])[1])
+    of_each_step = block_m * block_n * block_k // (16 * 8 * 16) // int(warps.removeprefix("w"))
+    return kernel["arch"] == 80 and kernel["matrix_instructions"] == 9 * -(-channels // block_k) * of_each_step
+
+
 def test_the_main_loop_is_found_on_every_architecture(hopper, others):
     deep = [
         one for one in hopper + others if one["kernel"] in ("conv_pointer", "conv_tma") and "_r3x3_" in one["shape"]
     ]
-    assert {one["arch"] for one in deep} == {80, 90, 100}
-    assert not [name(one) for one in deep if not 50 < one["loop_instructions"] < 400]
+    # the ptxas of triton 3.6 leaves no loop of 18 steps on sm_80
+    looping = [one for one in deep if not is_unrolled(one)]
+    assert {one["arch"] for one in looping} == {80, 90, 100}
+    assert not [name(one) for one in looping if not 50 < one["loop_instructions"] < 400]
 
 
 def test_interpreted_kernels_are_refused():

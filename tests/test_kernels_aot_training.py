@@ -73,7 +73,8 @@ def hopper() -> list[dict]:
 def others() -> list[dict]:
     # the kernels whose tiles depend on the architecture
     both = ["conv_backward_1x1"]
-    return compiled((80, MODELS, both), (80, MODELS[1:], ["conv_wgrad"]), (100, MODELS, both))
+    alone = ["conv_gram_finish"]
+    return compiled((80, MODELS, both + alone), (80, MODELS[1:], ["conv_wgrad"]), (100, MODELS, both))
 
 
 def name(one: dict) -> str:

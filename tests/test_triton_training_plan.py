@@ -126,3 +126,19 @@ def test_dgrad_has_whole_tiles_for_each_phase():
     assert planning.dgrad_tiles(THREE) == 256 * 56 * 56 // 128
     assert planning.dgrad_tiles(STRIDED) == 4 * (256 * 28 * 28 // 128)
     assert planning.dgrad_tiles(ConvShape(1, 8, 5, 5, 8, 3, 3, (2, 2), (1, 1))) == 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arch", "pixels", "extents"),
+    [
+        ("bfloat16", 90, 2**21, (128, 32)),
+        ("bfloat16", 90, 2**24, (64, 32)),  # 64-bit offsets need more registers
+        ("bfloat16", 80, 2**21, (64, 16)),  # mma takes its operands from registers
+        ("tfloat32", 90, 2**21, (64, 32)),
+    ],
+)
+def test_a_finish_is_as_wide_as_its_registers_allow(dtype, arch, pixels, extents):
+    plan = planning.plan_gram_finish(pixels, 128, dtype, arch, ())
+    assert (plan.constexprs["BLOCK_N"], plan.constexprs["BLOCK_K"]) == extents
+    assert plan.constexprs["WIDE"] == (pixels * 128 >= 2**31)
+    assert plan.grid == pixels // planning.STATISTICS_TILE * 128 // extents[0]

@@ -52,6 +52,11 @@ def _stages(arch: int, elements: int, dtype: str) -> int:
     return max(1, min(3, (shared_bytes(arch) - (34 << 10)) // (elements * ITEMSIZE[dtype])))
 
 
+def _has_wgmma(arch: int, dtype: str) -> bool:
+    """Whether accumulators and operands leave the registers free for more: wgmma, or tcgen05 with its own memory."""
+    return 90 <= arch < 120 and dtype != "float32"
+
+
 def _gemm(
     columns: int, depth: int, taps: int, dtype: str, arch: int, maps: int = 1
 ) -> tuple[dict[str, int | str], dict[str, int]]:
@@ -154,15 +159,19 @@ def plan_conv_dgrad(shape: ConvShape, dtype: str, arch: int, types: Types, skip_
 @functools.lru_cache(maxsize=4096)
 def plan_gram_finish(rows: int, c: int, dtype: str, arch: int, types: Types) -> LaunchPlan:
     """t + (a - center) @ quadratic + constant over `rows` pixels of C channels."""
-    # beside the products the epilogue holds t and z, of which a step has one: eight warps, and narrower for 4 bytes
-    half = ITEMSIZE[dtype] == 2
-    tile, options = _gemm(c if half else min(c, 64), c, 1, dtype, arch)
-    if half:
-        # a step's channels meet two rows of the matrix each, of its leading and of its trailing bits
-        tile["BLOCK_K"] = min(tile["BLOCK_K"], 32)
-    options["num_warps"] = 8
     tiles = tiles_of(rows)
-    constants = {"C": c, "PARTS": 2 if half else 1, "WIDE": tiles * STATISTICS_TILE * c >= _INT32_END} | tile
+    wide = tiles * STATISTICS_TILE * c >= _INT32_END
+    half = ITEMSIZE[dtype] == 2
+    roomy = half and _has_wgmma(arch, dtype)
+    # beside the products the epilogue holds t and z, of which a step has one: eight warps, and narrower for 4 bytes,
+    # for 64-bit offsets, and where the operands of mma are in registers
+    tile, options = _gemm(c if roomy and not wide else min(c, 64), c, 1, dtype, arch)
+    if half:
+        # a step's channels meet two rows of the matrix each, of its leading and of its trailing bits; mma takes both
+        # operands from registers, several steps' where ptxas unrolls them
+        tile["BLOCK_K"] = min(tile["BLOCK_K"], 32 if roomy else 16)
+    options["num_warps"] = 8
+    constants = {"C": c, "PARTS": 2 if half else 1, "WIDE": wide} | tile
     grid = tiles * -(-c // tile["BLOCK_N"])
     return LaunchPlan("conv_gram_finish", dict(types), {"ROWS": rows}, constants, grid, **options)
 

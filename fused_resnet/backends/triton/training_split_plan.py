@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...shapes import ConvShape
 from ...tuning.heuristics import ITEMSIZE, shared_bytes
 from .plan import _INT32_END, LaunchPlan, _input_end
-from .training_plan import Types, _extents, _geometry, _power_of_two, _precision, _stages
+from .training_plan import Types, _extents, _geometry, _has_wgmma, _power_of_two, _precision, _stages
 
 # Programs that a split over the pixels aims at: two for each of 132 multiprocessors.  The same everywhere, and for the
 # tiles of the largest parts, so that the order of every sum, and with it a gradient, does not depend on the part.
@@ -33,11 +33,6 @@ def split_of(pixels: int, tiles: int, block: int) -> Split:
     total = -(-pixels // block)
     steps = -(-total // max(1, min(total, -(-_SPLIT_PROGRAMS // tiles))))
     return Split(-(-total // steps), steps, block)
-
-
-def _has_wgmma(arch: int, dtype: str) -> bool:
-    """Whether accumulators and operands leave the registers free for more: wgmma, or tcgen05 with its own memory."""
-    return 90 <= arch < 120 and dtype != "float32"
 
 
 def _products(

@@ -122,7 +122,9 @@ def conv_gram_finish(
     step_k = tl.arange(0, BLOCK_K)
     step_w = tl.arange(0, BLOCK_K * PARTS)
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # the constant first: added to the products, it would need registers beside them, t and z
+    constant = tl.load(constant_ptr + channel, mask=channel_inside, other=0.0)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) + constant[None, :]
     for step in range((C + BLOCK_K - 1) // BLOCK_K):
         k = step * BLOCK_K + step_k
         k_inside = k < C
@@ -140,8 +142,7 @@ def conv_gram_finish(
 
     mask = row_inside & channel_inside[None, :]
     offset = (row * C)[:, None] + channel[None, :]
-    constant = tl.load(constant_ptr + channel, mask=channel_inside, other=0.0)
-    acc += tl.load(t_ptr + offset, mask=mask, other=0.0).to(tl.float32) + constant[None, :]
+    acc += tl.load(t_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     z = tl.load(z_ptr + offset, mask=mask, other=0.0)
     if in_scale_ptr is not None:
         scale = vector(in_scale_ptr, channel, channel_inside)
