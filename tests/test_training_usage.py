@@ -44,6 +44,31 @@ def test_autocast_keeps_master_weights_gradients_in_float32():
     assert errors[0] <= 2 * errors[1]
 
 
+def test_a_gradient_scaler_trains_float16_and_skips_what_overflowed():
+    """Against eager from the same weights: the scaled step, and the step that is skipped with the scale it leaves."""
+    block, x = fresh(TRAINED[5], torch.float32)
+    results = []
+    for backend, trained in (("reference", block), ("auto", copy.deepcopy(block))):
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        start, scales = copy.deepcopy(trained.state_dict()), []
+        for factor in (1.0, 1e30):
+            optimizer.zero_grad()
+            with use_backend(backend), torch.autocast("cpu", torch.float16):
+                loss = trained(x).float().square().mean() * factor
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        moved = {name: p.detach() - start[name] for name, p in trained.named_parameters()}
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained.parameters())
+        results.append((scales, moved))
+    (ours, moved), (theirs, expected) = results
+    assert ours == theirs == [2.0**8, 2.0**7]
+    for name, step_of_eager in expected.items():
+        assert (moved[name] - step_of_eager).norm() <= 0.05 * step_of_eager.norm(), name
+
+
 def test_checkpointing_accumulating_and_retaining():
     block, x = fresh(TRAINED[3])
     plain = step(copy.deepcopy(block), x)
