@@ -5,4 +5,15 @@ from .residual import BlockPlan
 from .stem import ConvBnActFunction, StemPlan
 from .unit import Geometry
 
-__all__ = ["BlockPlan", "ConvBnActFunction", "Geometry", "ResidualFunction", "StemPlan"]
+# One Function for both blocks: a plan says which, and a chain may hold several of either.
+BasicBlockFunction = BottleneckFunction = ResidualFunction
+
+__all__ = [
+    "BasicBlockFunction",
+    "BlockPlan",
+    "BottleneckFunction",
+    "ConvBnActFunction",
+    "Geometry",
+    "ResidualFunction",
+    "StemPlan",
+]
