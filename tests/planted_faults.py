@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import multiprocessing
 import pathlib
 import tempfile
@@ -75,6 +76,32 @@ def library(name: str, faults: list[Fault], *flags: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         write_sources(pathlib.Path(folder), faults)
         return emulated.library(name, folder, *flags)
+
+
+class Kernel:
+    """A kernel of `csrc/emulation/<name>_host.cpp`, its faults, and `check(library)`, which raises where it errs."""
+
+    def __init__(self, name: str, check, faults: list[Fault], *flags: str) -> None:
+        self.name, self.check, self.faults, self.flags = name, check, faults, flags
+
+    @functools.cached_property
+    def groups(self) -> list[list[Fault]]:
+        return groups(self.faults)
+
+    @functools.cache  # noqa: B019 - a kernel lives as long as its tests
+    def _library(self, group: int) -> ctypes.CDLL:
+        return library(self.name, self.groups[group], *self.flags)
+
+    def outcome(self, fault: Fault) -> str:
+        """What `check` says of `fault`, empty where it notices nothing."""
+        group = next(number for number, faults in enumerate(self.groups) if fault in faults)
+        built = self._library(group)
+        return outcome(built, self.groups[group].index(fault) + 1, lambda: self.check(built))
+
+    def sound(self) -> list[str]:
+        """What `check` says of each library with every switch off."""
+        built = [self._library(group) for group in range(len(self.groups))]
+        return [outcome(one, 0, functools.partial(self.check, one)) for one in built]
 
 
 def outcome(library: ctypes.CDLL, number: int, run, seconds: float = 60) -> str:
