@@ -198,7 +198,8 @@ class FrozenBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
         self.downsample = downsample
         self.residual_stride = residual_stride
-        if self._is_bottleneck():
+        self._bottleneck = self._is_bottleneck()
+        if self._bottleneck:
             # the scale of folded filters
             self.register_buffer("ones", torch.ones_like(convs[-1].bias), persistent=False)
 
@@ -218,7 +219,7 @@ class FrozenBlock(nn.Module):
 
     def _whole(self, x: Tensor) -> Tensor | None:
         """The block as one op, where the backend asked for by name has it; else None."""
-        if not self._is_bottleneck() or torch.compiler.is_compiling():
+        if not self._bottleneck or torch.compiler.is_compiling():
             return None
         stride, projected = self.convs[1].stride, self.downsample is not None
         deciding = {"weight": self.convs[1].weight, "stride": stride, "projected": projected}

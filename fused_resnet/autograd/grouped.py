@@ -58,16 +58,5 @@ def conv_backward(
     return dx, d_weight, read
 
 
-def add_skip(dx: Tensor, skip: Tensor | None, skip_out: Tensor | None, skip_stride: int) -> None:
-    """Adds to every `skip_stride`-th pixel of dx, in place, a shortcut's gradient, masked by `skip_out > 0`."""
-    if skip is not None:
-        dx[:, :, ::skip_stride, ::skip_stride] += rectified(skip, skip_out)
-
-
-def rectified(grad: Tensor, out: Tensor | None) -> Tensor:
-    """`grad * (out > 0)`, as a ReLU's backward; `grad` itself without `out`."""
-    return grad if out is None else torch.where(out <= 0, 0, grad)
-
-
 def _activated(x: Tensor, in_scale: Tensor | None, in_shift: Tensor | None) -> Tensor:
     return x if in_scale is None else raw.bn_add_act(x, in_scale, in_shift, None, 1, "relu")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.reference_parts import add_skip, masked
 from ..ops import training as raw
 from . import grouped, norm, pointwise_tail, shortcut
 from .norm import Affine, Normalized, pixels
@@ -213,8 +214,8 @@ def _grouped_first(unit: Unit, dz: tuple, x: Tensor, skip: tuple, needs, under: 
     dx, found[1], _ = grouped.conv_backward(dz, x, None, None, unit.weight, *unit.full_window, tuple(needs[:2]))
     if dx is None:
         return None
-    grouped.add_skip(dx, *skip)
-    return Incoming(dx if under is None else grouped.rectified(dx, x), None, None)
+    add_skip(dx, *skip)
+    return Incoming(dx if under is None else masked(dx, x), None, None)
 
 
 def _put_norm(found: list, unit: int, backward: norm.Backward) -> None:

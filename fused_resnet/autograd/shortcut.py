@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.reference_parts import masked
 from ..ops import training as raw
 from . import pointwise_tail
 from .norm import Affine
@@ -50,5 +51,5 @@ def option_a_backward(grad: Tensor, out: Tensor | None, channels: int) -> Tensor
     """The gradient of the sampled pixels of an option-A shortcut's input: that of its own channels."""
     below = (grad.shape[1] - channels) // 2
     own = slice(below, below + channels)
-    masked = grad[:, own] if out is None else torch.where(out[:, own] <= 0, 0, grad[:, own])
-    return masked.contiguous(memory_format=torch.channels_last)
+    found = masked(grad[:, own], None if out is None else out[:, own])
+    return found.contiguous(memory_format=torch.channels_last)

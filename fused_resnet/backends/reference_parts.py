@@ -59,6 +59,12 @@ def masked(grad: Tensor, activated: Tensor | None) -> Tensor:
     return grad if activated is None else torch.where(activated <= 0, 0, grad)
 
 
+def add_skip(dx: Tensor, skip: Tensor | None, skip_out: Tensor | None, skip_stride: int) -> None:
+    """Adds to every `skip_stride`-th pixel of dx, in place, a shortcut's gradient, masked by `skip_out > 0`."""
+    if skip is not None:
+        dx[:, :, ::skip_stride, ::skip_stride] += masked(skip, skip_out)
+
+
 def rows(x: Tensor) -> Tensor:
     """The map as a (pixels, channels) matrix, wide; pixels in (n, h, w) order."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).to(wide_dtype(x))

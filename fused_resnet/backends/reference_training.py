@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .reference_parts import (
     add_act,
+    add_skip,
     affine,
     channels,
     masked,
@@ -115,18 +116,12 @@ def conv_dgrad(
     """The gradient of a convolution's input, the skip's added, masked by the ReLU below, and its sums."""
     dz = _bn_backward(g, z, a, b, c)
     dx = torch.nn.grad.conv2d_input(input_size, weight.to(dz.dtype), dz, stride, padding)
-    dx = _add_skip(dx, skip, skip_out, skip_stride)
+    add_skip(dx, skip, skip_out, skip_stride)
     dx = masked(dx, below_out if below_scale is None else affine(below_z, below_scale, below_shift)).to(g.dtype)
     if below_z is None:
         empty = dx.new_empty(0, dtype=wide_dtype(g))
         return dx, empty, empty.clone()
     return dx, *masked_sums(dx, below_z, below_mean)
-
-
-def _add_skip(dx: Tensor, skip: Tensor | None, skip_out: Tensor | None, stride: int) -> Tensor:
-    if skip is not None:
-        dx[:, :, ::stride, ::stride] += masked(skip, skip_out)
-    return dx
 
 
 def conv1x1_backward(

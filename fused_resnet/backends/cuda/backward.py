@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError
+from ..reference_parts import masked
 from .inference import PACKED_LIMIT
 from .launch import ask, dense_nhwc, dense_or_none, floats_like, map_like, multiprocessors, nhwc, run, vector
 from .training import sums_of
@@ -45,8 +46,8 @@ def conv_dgrad(
             "backend 'cuda' cannot run this call: its conv_dgrad adds a skip and masks by a block below at stride 1"
             f" alone, got stride {stride[0]} and skip_stride {skip_stride}"
         )
-    if skip_out is not None:
-        skip = torch.where(skip_out <= 0, 0, skip)
+    if skip is not None:
+        skip = masked(skip, skip_out)
     n, channels, h, w = input_size
     dx = map_like(g, tuple(input_size))
     # one row of partial sums a block, of which each multiprocessor has one
