@@ -11,6 +11,8 @@ from fused_resnet._torchvision import import_torchvision
 from fused_resnet.models import TORCHVISION_MODELS
 
 Call = Callable[[], Tensor]
+# Relative RMS of the logits against float64 above which a row has not computed the network: float32; bfloat16 or tf32.
+FLOAT32_LIMIT, REDUCED_LIMIT = 1e-4, 1e-1
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def prepare(variant: Variant, network: Network, images: Tensor, device: torch.de
             inputs.contiguous(memory_format=torch.channels_last),
         )
     if variant.frozen:
-        model = fused_resnet.freeze(model)
+        model = fused_resnet.freeze(model, graph=variant.graph)
 
     @torch.inference_mode()
     def call() -> Tensor:
@@ -172,7 +174,14 @@ def prepare(variant: Variant, network: Network, images: Tensor, device: torch.de
 
     run = call_amp if variant.amp else call
     with torch.inference_mode():
-        return captured(run) if variant.graph else run
+        return captured(run) if variant.graph and not variant.frozen else run
+
+
+def checked(row: dict[str, object], call: Call, gold: Tensor) -> Call:
+    """`call`, warmed up; the row gets the errors of its logits."""
+    row["error"] = errors(call(), gold)
+    call()
+    return call
 
 
 def errors(logits: Tensor, gold: Tensor) -> dict[str, float]:

@@ -18,11 +18,10 @@ import fused_resnet
 from fused_resnet.parity import check_model
 
 from . import _peers, _timing
-from ._candidates import Network, Variant, prepare
+from ._candidates import REDUCED_LIMIT, Network, Variant, checked, prepare
 from ._gpu_rows import Row, Settings
-from ._gpu_timing import steps_timed
 from ._photos import batch_of_photographs
-from ._rows import REDUCED_LIMIT, started
+from ._rows import cudnn_at_its_best, started, timed
 
 BF16 = torch.bfloat16
 AMP = Variant(ours=False, channels_last=True, amp=True)  # what the others are compared with
@@ -74,17 +73,6 @@ def network_of(model: str, size: int) -> Network:
     return network
 
 
-@contextlib.contextmanager
-def cudnn_at_its_best() -> Iterator[None]:
-    """cuDNN tries its algorithms before the clock starts, in its favour."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def prepared(candidate: Candidate, network: Network, images: Tensor, device: torch.device) -> Callable[[], Tensor]:
     """The candidate's forward pass under its backend, which the call asks for again each time unless it is replayed."""
     with fused_resnet.use_backend(candidate.backend):
@@ -126,12 +114,12 @@ def comparison(
         for label, (kind, make) in makers.items():
             row = {"label": label, "kind": kind, "status": "ok", "limit": REDUCED_LIMIT}
             rows.append(row)
-            call = started(row, make, gold)
+            call = started(row, lambda row=row, make=make: checked(row, make(), gold))
             if call is not None:
                 calls[label] = call
             release(device)
-        rounds = steps_timed(calls, rows, batch, device, settings.seconds, settings.rounds)
-    return {"model": model, "batch": batch, "size": settings.size, "rounds": rounds, "rows": rows}
+        result = timed(rows, calls, batch, device, seconds=settings.seconds, rounds=settings.rounds)
+    return {"model": model, "size": settings.size} | result
 
 
 def release(device: torch.device) -> None:
@@ -203,7 +191,7 @@ def precision(dtype_name: str) -> Iterator[None]:
 def stage_errors(model: str, dtype_name: str, settings: Settings) -> dict[str, object]:
     """`fused_resnet.parity` of a model in one dtype, live and frozen, through `auto` and each backend by name."""
     reports, dtype = [], ERROR_DTYPES[dtype_name]
-    for backend in ("auto", *settings.available(settings.networks)):
+    for backend in ("auto", *settings.networks_in(dtype_name)):
         for frozen in (False, True):
             what = {"dtype": dtype_name, "backend": backend, "frozen": frozen}
             try:

@@ -19,10 +19,10 @@ from fused_resnet.ops import training
 from fused_resnet.shapes import ConvShape
 
 from ._gpu_baselines import cudnn_calls, operands
-from ._gpu_inference import cudnn_at_its_best
 from ._gpu_rows import Row, Settings
 from ._gpu_timing import kernel_times
 from ._layer import Layer, eager_calls, our_calls, relative_error
+from ._rows import cudnn_at_its_best
 from .layers import LIMITS, layers_of
 
 Call = Callable[[], object]

@@ -27,8 +27,8 @@ class Plan:
 
     def __call__(self, settings: Settings) -> list[Row]:
         return [
+            *_gpu_micro.rows(settings),  # what the tests' kernels rest on
             *_gpu_tests.rows(settings),
-            *_gpu_micro.rows(settings),
             *_gpu_baselines.rows(settings, self.alone),
             *_gpu_inference.rows(settings),
             *_gpu_training.rows(settings),

@@ -10,8 +10,9 @@ from fused_resnet.backends import unavailable_reason
 
 from ._gpu_results import Results
 
-PARTS = ("tests", "micro", "baselines", "inference", "training", "layers", "tune")
+PARTS = ("micro", "tests", "baselines", "inference", "training", "layers", "tune")
 OURS = ("tests", "inference", "training", "layers", "tune")  # parts that run this package's kernels
+HALF_ONLY = ("cuda",)  # backends of float16 and bfloat16
 STOPPED = "stopped"  # how the status of a row begins that did not end within its limit
 LIMIT_FACTOR, LIMIT_FLOOR_S = 4.0, 60.0  # a row that takes longer than this is stopped, so that it costs no other
 
@@ -45,7 +46,7 @@ class Settings:
     matrix: int = 8192
     copy_bytes: int = 2**32
     backends: tuple[str, ...] = ("triton", "cuda")
-    networks: tuple[str, ...] = ("triton",)
+    networks: tuple[str, ...] = ("triton", "cuda")
     compile: bool = True
     folder: str = "."
     commit: str | None = None
@@ -53,6 +54,11 @@ class Settings:
     def available(self, names: tuple[str, ...]) -> list[str]:
         """Those of `names` that this machine can run."""
         return [name for name in names if unavailable_reason(name) is None]
+
+    def networks_in(self, dtype_name: str) -> list[str]:
+        """The backends that run a whole network in this dtype, here."""
+        wide = dtype_name in ("float32", "tfloat32")
+        return [name for name in self.available(self.networks) if not (wide and name in HALF_ONLY)]
 
 
 TINY = Settings(

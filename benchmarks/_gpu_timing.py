@@ -1,4 +1,4 @@
-"""Time of work that is too short for a launch from Python to hide behind it, and the rows of one comparison."""
+"""Time of work that is too short for a launch from Python to hide behind it."""
 
 from __future__ import annotations
 
@@ -57,25 +57,3 @@ def kernel_times(
             single = [sample / counts[name] for sample in timed.samples[name]]
             found[name] = _timing.summary(single) | {"calls_a_sample": counts[name]}
     return found
-
-
-def steps_timed(
-    calls: dict[str, Call],
-    rows: list[dict[str, object]],
-    images: int,
-    device: torch.device,
-    seconds: float,
-    rounds: int,
-) -> int:
-    """Time every call, interleaved, and put its figures into the row of that label; returns the rounds."""
-    timed = _timing.interleave(
-        calls, seconds=seconds, timer=_timing.timer_for(device), min_rounds=min(3, rounds), max_rounds=rounds
-    )
-    for row in rows:
-        label = row["label"]
-        if label in timed.errors:
-            row["status"] = f"error: {timed.errors[label]}"
-        elif label in calls:
-            row.update(_timing.summary(timed.samples[label]))
-            row["images_per_s"] = images / row["median_ms"] * 1e3
-    return timed.rounds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from . import _timing
 from ._candidates import Network
-from ._gpu_inference import cudnn_at_its_best, graphs, network_of, precision, release
+from ._gpu_inference import graphs, network_of, precision, release
 from ._gpu_rows import Row, Settings
-from ._gpu_timing import steps_timed
 from ._photos import batch_of_photographs
-from ._steps import Recipe, Step, gold, parity, prepare
+from ._rows import cudnn_at_its_best, started, timed
+from ._steps import Recipe, Step, gold, parity, peak_memory, prepare
 
 BF16 = torch.bfloat16
 ERROR_DTYPES = {"bfloat16": BF16, "float16": torch.float16, "tfloat32": None, "float32": None}
@@ -68,25 +67,12 @@ def prepared(candidate: Candidate, network: Network, images: Tensor, labels: Ten
     return Step(model, inputs, labels.to(device), None, "auto")
 
 
-def started(row: dict[str, object], make: Callable[[], Step], device: torch.device) -> Step | None:
-    """Build a row's step and warm it up, with its peak of memory above what is held between steps."""
-    before = time.perf_counter()
-    try:
-        step = make()
-        for _ in range(2):
-            loss = step()
-        row["loss_is_finite"] = bool(torch.isfinite(loss))
-        if device.type == "cuda" and step.replay is None:  # a graph's memory is its pool's, which is always there
-            torch.cuda.synchronize(device)
-            step.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.reset_peak_memory_stats(device)
-            used = torch.cuda.memory_allocated(device)
-            step()
-            row["peak_MiB"] = (torch.cuda.max_memory_allocated(device) - used) / 2**20
-    except Exception as error:  # a row that cannot run is reported as such, and the others still run
-        row["status"] = f"error: {_timing.describe(error)}"
-        return None
-    row["prepare_s"] = round(time.perf_counter() - before, 2)
+def warmed_up(row: dict[str, object], step: Step, device: torch.device) -> Step:
+    """`step`, warmed up; the row gets whether its loss is finite and its peak of memory."""
+    for _ in range(2):
+        loss = step()
+    row["loss_is_finite"] = bool(torch.isfinite(loss))
+    row |= peak_memory(step, device)
     return step
 
 
@@ -100,12 +86,16 @@ def comparison(model: str, settings: Settings, candidates: list[Candidate]) -> d
         for candidate in candidates:
             row = {"label": candidate.label(network.baseline_name), "kind": candidate.kind, "status": "ok"}
             rows.append(row)
-            step = started(row, lambda c=candidate: prepared(c, network, images, labels, device), device)
+
+            def make(row=row, candidate=candidate) -> Step:
+                return warmed_up(row, prepared(candidate, network, images, labels, device), device)
+
+            step = started(row, make)
             if step is not None:
                 steps[row["label"]] = step
             release(device)
-        rounds = steps_timed(steps, rows, len(images), device, settings.seconds, settings.rounds)
-    return {"model": model, "batch": len(images), "size": settings.size, "rounds": rounds, "rows": rows}
+        result = timed(rows, steps, len(images), device, seconds=settings.seconds, rounds=settings.rounds)
+    return {"model": model, "size": settings.size} | result
 
 
 def step_errors(model: str, dtype_name: str, settings: Settings) -> dict[str, object]:
@@ -114,7 +104,7 @@ def step_errors(model: str, dtype_name: str, settings: Settings) -> dict[str, ob
     images, labels = batch_of(settings, settings.error_batch)
     truth, amp = gold(network, images, labels, device), ERROR_DTYPES[dtype_name]
     candidates = [Candidate(Recipe(False, amp))]
-    candidates += [Candidate(Recipe(True, amp), name) for name in ("auto", *settings.available(settings.networks))]
+    candidates += [Candidate(Recipe(True, amp), name) for name in ("auto", *settings.networks_in(dtype_name))]
     rows = []
     for candidate in candidates:
         row = {"label": candidate.label(network.baseline_name), "dtype": dtype_name, "status": "ok"}

@@ -1,51 +1,40 @@
-"""The rows of one batch size of the inference benchmark: prepared, measured, judged and shown."""
+"""What the benchmarks of a whole network share: the rows of a batch size built, timed in turn, shown and charted."""
 
+import argparse
+import contextlib
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from . import _environment, _report, _timing
-from ._candidates import CHANNELS_LAST, DEFAULT, Call, Network, errors, prepare, variants
-from ._peers import PEERS
 
 Row = dict[str, object]
-# Relative RMS of the logits against float64 above which a row has not computed the network: float32; bfloat16 or tf32.
-FLOAT32_LIMIT, REDUCED_LIMIT = 1e-4, 1e-1
-COLUMNS = (
-    "median ms",
-    "p10",
-    "p90",
-    "images/s",
-    "vs default",
-    "vs channels_last",
-    "max abs err",
-    "rel RMS",
-    "top-1 same",
-)
+Call = Callable[[], object]
+Progress = Callable[[float, str], None]  # the fraction done, and what is going on
+COLUMNS = ("row", "median ms", "p10", "p90", "images/s")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How long and in which way one batch size is measured."""
+@contextlib.contextmanager
+def cudnn_at_its_best(threads: int | None = None) -> Iterator[None]:
+    """cuDNN tries its algorithms before the clock starts, in its favour; with `threads`, on so many CPU threads."""
+    before, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    try:
+        torch.set_num_threads(threads or before)
+        torch.backends.cudnn.benchmark = True
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.benchmark = benchmark
 
-    seconds: float
-    rounds: int
-    pause: float
-    seed: int
-    peers: bool
 
-
-def started(row: Row, make: Callable[[], Call], gold: Tensor) -> Call | None:
-    """Build a row's call, check its logits and warm it up; on failure the row says why, and None is returned."""
+def started(row: Row, prepare: Callable[[], Call]) -> Call | None:
+    """What `prepare` builds, checks and warms up; where it fails the row says why, and None is returned."""
     before = time.perf_counter()
     try:
-        call = make()
-        row["error"] = errors(call(), gold)
-        call()
+        call = prepare()
     except Exception as error:  # a row that cannot run is reported as such, and the others still run
         row["status"] = f"error: {_timing.describe(error)}"
         return None
@@ -53,69 +42,68 @@ def started(row: Row, make: Callable[[], Call], gold: Tensor) -> Call | None:
     return call
 
 
-def candidates(
-    network: Network, images: Tensor, device: torch.device, peers: bool, progress: Callable[[str], None]
-) -> tuple[list[Row], dict[str, Call]]:
-    """The rows of one batch size, and the calls of those that can be measured, by label."""
-    gold = network.gold(images, device)
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    rows, calls = [], {}
-
-    def add(row: Row, make: Callable[[], Call]) -> None:
-        progress(f"preparing {row['label']}")
-        rows.append(row)
-        call = started(row, make, gold) if row["status"] == "ok" else None
-        if call is not None:
-            calls[row["label"]] = call
-
-    for variant in variants(device):
-        row = {
-            "label": variant.label(network.baseline_name),
-            "kind": "ours" if variant.ours else "baseline",
-            "status": "ok",
-            "limit": REDUCED_LIMIT if variant.reduced or tf32 else FLOAT32_LIMIT,
-        }
-        add(row, lambda v=variant: prepare(v, network, images, device))
-    for peer in PEERS if peers else ():
-        status = peer.absent_reason(device) or "ok"
-        row = {"label": peer.label, "kind": "peer", "settings": peer.settings, "status": status}
-        add(row, lambda p=peer: p.make(network.baseline(), images, device, torch.get_num_threads()))
-    return rows, calls
-
-
-def measure(
-    network: Network, images: Tensor, device: torch.device, settings: Settings, progress: Callable[[float, str], None]
+def timed(
+    rows: list[Row],
+    calls: dict[str, Call],
+    batch: int,
+    device: torch.device,
+    *,
+    seconds: float,
+    rounds: int,
+    pause: float = 0.0,
+    seed: int = 0,
+    progress: Progress = lambda fraction, text: None,
 ) -> dict[str, object]:
-    """All rows for one batch, as a JSON-ready dictionary; `progress(fraction done, what is going on)`."""
-    rows, calls = candidates(network, images, device, settings.peers, lambda text: progress(0.0, text))
-    timed = _timing.interleave(
+    """Time the calls, by label, in turn, and give every row its figures: one batch size, JSON-ready."""
+    found = _timing.interleave(
         calls,
-        seconds=settings.seconds,
+        seconds=seconds,
         timer=_timing.timer_for(device),
-        min_rounds=min(3, settings.rounds),
-        max_rounds=settings.rounds,
-        pause=settings.pause,
-        seed=settings.seed,
+        min_rounds=min(3, rounds),
+        max_rounds=rounds,
+        pause=pause,
+        seed=seed,
         on_round=lambda done, fraction: progress(fraction, f"round {done}"),
     )
-    medians = {}
     for row in rows:
         label = row["label"]
-        if label in timed.errors:
-            row["status"] = f"error: {timed.errors[label]}"
+        if label in found.errors:
+            row["status"] = f"error: {found.errors[label]}"
         elif label in calls:
-            row.update(_timing.summary(timed.samples[label]))
-            row["images_per_s"] = len(images) / row["median_ms"] * 1e3
-            medians[label] = row["median_ms"]
-    for key, variant in {"speedup_vs_default": DEFAULT, "speedup_vs_channels_last": CHANNELS_LAST}.items():
-        reference = medians.get(variant.label(network.baseline_name))
-        for row in rows:
-            row[key] = reference / row["median_ms"] if reference and row["label"] in medians else None
-    return {"batch": len(images), "rounds": timed.rounds, "measured_s": round(timed.seconds, 2), "rows": rows}
+            row.update(_timing.summary(found.samples[label]))
+            row["images_per_s"] = batch / row["median_ms"] * 1e3
+    return {"batch": batch, "rounds": found.rounds, "measured_s": round(found.seconds, 2), "rows": rows}
 
 
-def failures(result: dict[str, object]) -> list[str]:
-    """What is wrong with our rows and the baseline's: did not run, or wrong logits.  A peer's failure is its own."""
+def compare(rows: list[Row], key: str, reference: str) -> None:
+    """Give every row, as `key`, how many times as fast as the row `reference` it is; None where either has no time."""
+    theirs = next((row.get("median_ms") for row in rows if row["label"] == reference), None)
+    for row in rows:
+        mine = row.get("median_ms")
+        row[key] = theirs / mine if mine and theirs else None
+
+
+def each_batch(
+    batches: Sequence[int], seconds: float, bar: _report.Progress, measure: Callable[[int, float, Progress], dict]
+) -> list[dict[str, object]]:
+    """`measure(batch, seconds, progress)` of every batch size, which share the time."""
+    results, left = [], seconds
+    for index, batch in enumerate(batches):
+
+        def progress(fraction: float, text: str, index: int = index, batch: int = batch) -> None:
+            bar.update((index + fraction) / len(batches), f"batch {batch}, {text}")
+
+        results.append(measure(batch, left / (len(batches) - index), progress))
+        # What a small batch leaves of its share is the next one's.
+        left = max(0.0, left - results[-1]["measured_s"])
+    return results
+
+
+def failures(result: dict[str, object], what: str, error: Callable[[Row], float]) -> list[str]:
+    """What is wrong with our rows and the baseline's: did not run, or the error of `what` is above the row's limit.
+
+    A peer's failure is its own.
+    """
     found = []
     for row in result["rows"]:
         where = f"batch {result['batch']}, {row['label']}"
@@ -123,48 +111,52 @@ def failures(result: dict[str, object]) -> list[str]:
             continue
         if row["status"] != "ok":
             found.append(f"{where}: {row['status']}")
-        elif not row["error"]["relative_rms"] <= row["limit"]:  # a NaN is no small error
-            seen = f"{row['error']['relative_rms']:.1e}"
-            found.append(f"{where}: relative RMS error of the logits is {seen}, expected at most {row['limit']:.0e}")
+        elif "limit" in row and not error(row) <= row["limit"]:  # a NaN is no small error
+            seen = f"{error(row):.1e}, expected at most {row['limit']:.1e}"
+            found.append(f"{where}: relative RMS error of the {what} is {seen}")
     return found
 
 
-def show(result: dict[str, object], title: str) -> None:
-    """The table of one batch size, fastest first; rows without a figure last, with the reason below."""
+def show(result: dict[str, object], title: str, columns: Sequence[str], cells: Callable[[Row], Sequence[str]]) -> None:
+    """The table of one batch size, fastest first, `cells` below `columns` of its own; rows without a time last, with
+    the reason below."""
     table, notes = [], []
     for row in sorted(result["rows"], key=lambda r: r.get("median_ms", float("inf"))):
         if "median_ms" not in row:
-            table.append([row["label"], *["-"] * len(COLUMNS)])
+            table.append([row["label"], *["-"] * (len(COLUMNS) - 1 + len(columns))])
             notes.append(f"{row['label']}: {row['status']}")
             continue
-        error, digits = row["error"], 1 if row["median_ms"] >= 10 else 3
-        table.append(
-            [
-                row["label"],
-                *(_report.number(row[key], digits) for key in ("median_ms", "p10_ms", "p90_ms")),
-                _report.number(row["images_per_s"]),
-                _report.number(row["speedup_vs_default"], 2, "x"),
-                _report.number(row["speedup_vs_channels_last"], 2, "x"),
-                _report.scientific(error["max_abs"]),
-                _report.scientific(error["relative_rms"]),
-                f"{100 * error['top1_agreement']:.0f} %",
-            ]
-        )
-    _report.show_table(title, ["row", *COLUMNS], table, notes)
+        digits = 1 if row["median_ms"] >= 10 else 3
+        times = (_report.number(row[key], digits) for key in ("median_ms", "p10_ms", "p90_ms"))
+        table.append([row["label"], *times, _report.number(row["images_per_s"]), *cells(row)])
+    _report.show_table(title, [*COLUMNS, *columns], table, notes)
 
 
-def chart(path: Path, document: dict[str, object]) -> str | None:
+def chart(path: Path, document: dict[str, object], title: str) -> str | None:
     """The bar chart of all batch sizes as a PNG; None, or why there is none."""
     panels = {}
     for result in document["batches"]:
         measured = sorted((row for row in result["rows"] if "median_ms" in row), key=lambda row: row["median_ms"])
         bars = [
-            _report.Bar(row["label"], row["median_ms"], row["p10_ms"], row["p90_ms"], row["kind"] == "ours")
+            _report.Bar(
+                row["label"], row["median_ms"], row["p10_ms"], row["p90_ms"], row["label"].startswith("fused_resnet")
+            )
             for row in measured
         ]
         if bars:
             panels[f"batch {result['batch']}"] = bars
     if not panels:
         return "no chart: no row was measured"
-    title = f"{document['model']} inference, {document['size']} x {document['size']} photographs"
     return _report.bar_chart(path, title, panels, _environment.headline(document["environment"]))
+
+
+def finish(options: argparse.Namespace, document: dict[str, object], title: str, wrong: list[str]) -> int:
+    """Write the document and its chart, say where they are and what is wrong; the exit status."""
+    folder, name = Path(options.out), document["benchmark"]
+    target = Path(options.json) if options.json else folder / f"{name}.json"
+    _report.write_json(target, document)
+    missing = chart(folder / f"{name}.png", document, title)
+    print(f"written: {target}" + (f"; {missing}" if missing else f" and {folder / f'{name}.png'}"))
+    for text in wrong:
+        print(f"FAILED {text}", file=sys.stderr)
+    return 1 if wrong else 0

@@ -152,6 +152,18 @@ def prepare(
     return step
 
 
+def peak_memory(step: Step, device: torch.device) -> dict[str, float]:
+    """`peak_MiB` of one step above what is held between steps; nothing on a CPU or of a graph, whose pool stays."""
+    if device.type != "cuda" or step.replay is not None:
+        return {}
+    torch.cuda.synchronize(device)
+    step.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.reset_peak_memory_stats(device)
+    used = torch.cuda.memory_allocated(device)
+    step()
+    return {"peak_MiB": (torch.cuda.max_memory_allocated(device) - used) / 2**20}
+
+
 def gold(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, object]:
     """Loss and gradients of one float64 step of the baseline from the initial weights, on the CPU."""
     model = network.baseline().train().to(device=device, dtype=torch.float64, memory_format=torch.channels_last)

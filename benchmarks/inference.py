@@ -10,17 +10,30 @@ Exit status: 0; 1 when one of our rows or torchvision's failed or gave wrong log
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fused_resnet import BackendError
 from fused_resnet.ops import dispatch
 
 from . import _environment, _report, _rows
-from ._candidates import Network
+from ._candidates import (
+    CHANNELS_LAST,
+    DEFAULT,
+    FLOAT32_LIMIT,
+    REDUCED_LIMIT,
+    Call,
+    Network,
+    checked,
+    prepare,
+    variants,
+)
+from ._peers import PEERS
 from ._photos import batch_of_photographs, photographs
+from ._rows import Row
 
 CALIBRATION_IMAGES = 8
 METHOD = (
@@ -31,6 +44,7 @@ METHOD = (
     "same run, above 1 where the row is faster than the baseline in its default layout, or in channels_last. Errors: "
     "logits against a float64 forward pass of the baseline network on the same images."
 )
+COLUMNS = ("vs default", "vs channels_last", "max abs err", "rel RMS", "top-1 same")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +93,74 @@ def weights_described(options: argparse.Namespace) -> str:
     )
 
 
+def candidates(
+    network: Network, images: Tensor, device: torch.device, peers: bool, progress: Callable[[str], None]
+) -> tuple[list[Row], dict[str, Call]]:
+    """The rows of one batch size, and the calls of those that can be measured, by label."""
+    gold = network.gold(images, device)
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    rows, calls = [], {}
+
+    def add(row: Row, make: Callable[[], Call]) -> None:
+        progress(f"preparing {row['label']}")
+        rows.append(row)
+        call = _rows.started(row, lambda: checked(row, make(), gold)) if row["status"] == "ok" else None
+        if call is not None:
+            calls[row["label"]] = call
+
+    for variant in variants(device):
+        row = {
+            "label": variant.label(network.baseline_name),
+            "kind": "ours" if variant.ours else "baseline",
+            "status": "ok",
+            "limit": REDUCED_LIMIT if variant.reduced or tf32 else FLOAT32_LIMIT,
+        }
+        add(row, lambda v=variant: prepare(v, network, images, device))
+    for peer in PEERS if peers else ():
+        status = peer.absent_reason(device) or "ok"
+        row = {"label": peer.label, "kind": "peer", "settings": peer.settings, "status": status}
+        add(row, lambda p=peer: p.make(network.baseline(), images, device, torch.get_num_threads()))
+    return rows, calls
+
+
+def measure(
+    network: Network,
+    images: Tensor,
+    options: argparse.Namespace,
+    device: torch.device,
+    seconds: float,
+    progress: _rows.Progress,
+) -> dict[str, object]:
+    """All rows of one batch, as a JSON-ready dictionary."""
+    rows, calls = candidates(network, images, device, options.peers, lambda text: progress(0.0, text))
+    result = _rows.timed(
+        rows,
+        calls,
+        len(images),
+        device,
+        seconds=seconds,
+        rounds=options.rounds,
+        pause=options.pause,
+        seed=options.seed,
+        progress=progress,
+    )
+    _rows.compare(rows, "speedup_vs_default", DEFAULT.label(network.baseline_name))
+    _rows.compare(rows, "speedup_vs_channels_last", CHANNELS_LAST.label(network.baseline_name))
+    return result
+
+
+def cells(row: Row) -> list[str]:
+    """A measured row's text below COLUMNS."""
+    error = row["error"]
+    return [
+        _report.number(row["speedup_vs_default"], 2, "x"),
+        _report.number(row["speedup_vs_channels_last"], 2, "x"),
+        _report.scientific(error["max_abs"]),
+        _report.scientific(error["relative_rms"]),
+        f"{100 * error['top1_agreement']:.0f} %",
+    ]
+
+
 def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Measure everything that was asked for; the document that becomes the JSON file."""
     network = Network(options.model, options.seed, options.weights)
@@ -101,50 +183,37 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         if not options.weights:
             bar.update(0.0, "statistics of the photographs")
             network.calibrate(batch_of_photographs(CALIBRATION_IMAGES, options.size, options.seed + 1))
-        left = options.seconds
-        for index, batch in enumerate(batches):
 
-            def progress(fraction: float, text: str, index: int = index, batch: int = batch) -> None:
-                bar.update((index + fraction) / len(batches), f"batch {batch}, {text}")
-
+        def of_batch(batch: int, seconds: float, progress: _rows.Progress) -> dict[str, object]:
             images = batch_of_photographs(batch, options.size, options.seed)
-            share = left / (len(batches) - index)
-            settings = _rows.Settings(share, options.rounds, options.pause, options.seed, options.peers)
-            document["batches"].append(_rows.measure(network, images, device, settings, progress))
-            # What a small batch leaves of its share is the next one's.
-            left = max(0.0, left - document["batches"][-1]["measured_s"])
+            return measure(network, images, options, device, seconds, progress)
+
+        document["batches"] += _rows.each_batch(batches, options.seconds, bar, of_batch)
     return document
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
         device = checked_device(options)
-        torch.set_num_threads(options.threads or threads)
-        torch.backends.cudnn.benchmark = True  # in cuDNN's favour: it tries its algorithms before the clock starts
-        document = run(options, device)
+        with _rows.cudnn_at_its_best(options.threads):
+            document = run(options, device)
     except (ValueError, TypeError, OSError, ImportError, BackendError) as error:
         print(f"benchmarks.inference: {error}", file=sys.stderr)
         return 2
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = benchmark
     print(_environment.headline(document["environment"]))
     print(f"baseline: {document['baseline']}\nweights: {document['weights']}\n")
     for result in document["batches"]:
         name = f"{options.model}, batch {result['batch']}, {options.size} x {options.size}, {result['rounds']} rounds"
-        _rows.show(result, name)
-    folder = Path(options.out)
-    target = Path(options.json) if options.json else folder / "inference.json"
-    _report.write_json(target, document)
-    missing = _rows.chart(folder / "inference.png", document)
-    print(f"written: {target}" + (f"; {missing}" if missing else f" and {folder / 'inference.png'}"))
-    wrong = [text for result in document["batches"] for text in _rows.failures(result)]
-    for text in wrong:
-        print(f"FAILED {text}", file=sys.stderr)
-    return 1 if wrong else 0
+        _rows.show(result, name, COLUMNS, cells)
+    wrong = [
+        text
+        for result in document["batches"]
+        for text in _rows.failures(result, "logits", lambda row: row["error"]["relative_rms"])
+    ]
+    title = f"{options.model} inference, {options.size} x {options.size} photographs"
+    return _rows.finish(options, document, title, wrong)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ be used.
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fused_resnet import BackendError
 
-from . import _environment, _report, _timing
+from . import _environment, _report, _rows
 from ._candidates import Network
 from ._photos import batch_of_photographs, photographs
-from ._steps import Recipe, Step, gold, parity, prepare, recipes
+from ._rows import Row
+from ._steps import Recipe, Step, gold, parity, peak_memory, prepare, recipes
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROMISE = 2.0  # the gradients' error is at most this multiple of eager's own in the same precision
@@ -35,8 +34,7 @@ METHOD = (
     "percentile over all rounds, after the parity step and one warm-up. Errors: the first step's loss and gradients "
     "against a float64 step of the baseline on the same batch, gradients as RMS over all parameters together."
 )
-COLUMNS = ("median ms", "p10", "p90", "images/s", "vs eager", "loss err", "grad err", "of eager's", "worst", "peak MiB")
-Row = dict[str, object]
+COLUMNS = ("vs eager", "loss err", "grad err", "of eager's", "worst", "peak MiB")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,34 +72,24 @@ def checked_device(options: argparse.Namespace) -> torch.device:
     return _environment.resolve_device(options.device)
 
 
-def started(row: Row, make: Callable[[], Step], truth: dict[str, object], device: torch.device) -> Step | None:
-    """Build a row's step, compare its first step with float64 and warm it up; on failure the row says why."""
-    before = time.perf_counter()
-    try:
-        step = make()
-        row["parity"] = parity(step, truth)
-        if device.type == "cuda" and step.replay is None:  # a graph's memory is its pool's, and is not counted again
-            torch.cuda.reset_peak_memory_stats(device)
-            used = torch.cuda.memory_allocated(device)
-            step()
-            row["peak_MiB"] = (torch.cuda.max_memory_allocated(device) - used) / 2**20
-        else:
-            step()
-    except Exception as error:  # a row that cannot run is reported as such, and the others still run
-        row["status"] = f"error: {_timing.describe(error)}"
-        return None
-    row["prepare_s"] = round(time.perf_counter() - before, 2)
+def checked(row: Row, step: Step, truth: dict[str, object], device: torch.device) -> Step:
+    """`step`, warmed up; the row gets its first step's errors and its peak of memory."""
+    row["parity"] = parity(step, truth)
+    step()
+    row |= peak_memory(step, device)
     return step
 
 
 def judge(rows: list[Row], eager: str) -> None:
-    """Give every row its speed and its gradients' error over eager's."""
-    reference = next((row for row in rows if row["label"] == eager), {})
+    """Give every row its speed and its gradients' error over eager's, and ours what that error may be."""
+    _rows.compare(rows, "speedup_vs_eager", eager)
+    errors = {row["label"]: row["parity"]["gradient_rms"] for row in rows if "parity" in row}
+    baseline = max((errors[row["label"]] for row in rows if row["kind"] == "baseline" and "parity" in row), default=0.0)
     for row in rows:
-        mine, theirs = row.get("median_ms"), reference.get("median_ms")
-        row["speedup_vs_eager"] = theirs / mine if mine and theirs else None
-        errors = [entry["parity"]["gradient_rms"] for entry in (row, reference) if "parity" in entry]
-        row["error_vs_eager"] = errors[0] / errors[1] if len(errors) == 2 and errors[1] else None
+        mine, theirs = errors.get(row["label"]), errors.get(eager)
+        row["error_vs_eager"] = mine / theirs if mine is not None and theirs else None
+        if row["kind"] == "ours":
+            row["limit"] = PROMISE * baseline + FLOOR
 
 
 def measure(
@@ -112,7 +100,7 @@ def measure(
     options: argparse.Namespace,
     device: torch.device,
     seconds: float,
-    progress: Callable[[float, str], None],
+    progress: _rows.Progress,
 ) -> dict[str, object]:
     """All rows of one batch, as a JSON-ready dictionary."""
     progress(0.0, "float64 step")
@@ -124,93 +112,38 @@ def measure(
         row = {"label": recipe.label(network.baseline_name), "kind": kind, "status": "ok"}
         progress(0.0, f"preparing {row['label']}")
         rows.append(row)
-        step = started(
-            row, lambda r=recipe: prepare(r, network, images, labels, device, options.backend), truth, device
-        )
+
+        def prepared(row: Row = row, recipe: Recipe = recipe) -> Step:
+            return checked(row, prepare(recipe, network, images, labels, device, options.backend), truth, device)
+
+        step = _rows.started(row, prepared)
         if step is not None:
             steps[row["label"]] = step
-    timed = _timing.interleave(
+    result = _rows.timed(
+        rows,
         steps,
+        len(images),
+        device,
         seconds=seconds,
-        timer=_timing.timer_for(device),
-        min_rounds=min(3, options.rounds),
-        max_rounds=options.rounds,
+        rounds=options.rounds,
         seed=options.seed,
-        on_round=lambda done, fraction: progress(fraction, f"round {done}"),
+        progress=progress,
     )
-    for row in rows:
-        label = row["label"]
-        if label in timed.errors:
-            row["status"] = f"error: {timed.errors[label]}"
-        elif label in steps:
-            row.update(_timing.summary(timed.samples[label]))
-            row["images_per_s"] = len(images) / row["median_ms"] * 1e3
     judge(rows, Recipe(False, rows_of[0].amp).label(network.baseline_name))
-    return {"batch": len(images), "rounds": timed.rounds, "measured_s": round(timed.seconds, 2), "rows": rows}
+    return result
 
 
-def failures(result: dict[str, object]) -> list[str]:
-    """What is wrong with our rows and the baseline's: did not run, or gradients further off than promised."""
-    found = []
-    eager = max(
-        (row["parity"]["gradient_rms"] for row in result["rows"] if row["kind"] == "baseline" and "parity" in row),
-        default=0.0,
-    )
-    limit = PROMISE * eager + FLOOR
-    for row in result["rows"]:
-        where = f"batch {result['batch']}, {row['label']}"
-        if row["kind"] == "peer":
-            continue
-        if row["status"] != "ok":
-            found.append(f"{where}: {row['status']}")
-        elif row["kind"] == "ours" and not row["parity"]["gradient_rms"] <= limit:  # a NaN is no small error
-            seen = f"{row['parity']['gradient_rms']:.1e}"
-            found.append(f"{where}: relative RMS error of the gradients is {seen}, expected at most {limit:.1e}")
-    return found
-
-
-def show(result: dict[str, object], title: str) -> None:
-    """The table of one batch size, fastest first; rows without a figure last, with the reason below."""
-    table, notes = [], []
-    for row in sorted(result["rows"], key=lambda r: r.get("median_ms", float("inf"))):
-        if "median_ms" not in row:
-            table.append([row["label"], *["-"] * len(COLUMNS)])
-            notes.append(f"{row['label']}: {row['status']}")
-            continue
-        seen, digits = row["parity"], 1 if row["median_ms"] >= 10 else 3
-        table.append(
-            [
-                row["label"],
-                *(_report.number(row[key], digits) for key in ("median_ms", "p10_ms", "p90_ms")),
-                _report.number(row["images_per_s"]),
-                _report.number(row["speedup_vs_eager"], 2, "x"),
-                _report.scientific(seen["loss_relative"]),
-                _report.scientific(seen["gradient_rms"]),
-                _report.number(row["error_vs_eager"], 2, "x"),
-                _report.scientific(seen["gradient_worst"]),
-                _report.number(row.get("peak_MiB"), 0),
-            ]
-        )
-    _report.show_table(title, ["row", *COLUMNS], table, notes)
-
-
-def chart(path: Path, document: dict[str, object]) -> str | None:
-    """The bar chart of all batch sizes as a PNG; None, or why there is none."""
-    panels = {}
-    for result in document["batches"]:
-        measured = sorted((row for row in result["rows"] if "median_ms" in row), key=lambda row: row["median_ms"])
-        bars = [
-            _report.Bar(
-                row["label"], row["median_ms"], row["p10_ms"], row["p90_ms"], row["label"].startswith("fused_resnet")
-            )
-            for row in measured
-        ]
-        if bars:
-            panels[f"batch {result['batch']}"] = bars
-    if not panels:
-        return "no chart: no row was measured"
-    title = f"{document['model']} training step, {document['size']} x {document['size']}, {document['dtype']}"
-    return _report.bar_chart(path, title, panels, _environment.headline(document["environment"]))
+def cells(row: Row) -> list[str]:
+    """A measured row's text below COLUMNS."""
+    seen = row["parity"]
+    return [
+        _report.number(row["speedup_vs_eager"], 2, "x"),
+        _report.scientific(seen["loss_relative"]),
+        _report.scientific(seen["gradient_rms"]),
+        _report.number(row["error_vs_eager"], 2, "x"),
+        _report.scientific(seen["gradient_worst"]),
+        _report.number(row.get("peak_MiB"), 0),
+    ]
 
 
 def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
@@ -235,49 +168,38 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "batches": [],
     }
     with _report.Progress(f"{options.model} training", options.quiet) as bar:
-        left = options.seconds
-        for index, batch in enumerate(batches):
 
-            def progress(fraction: float, text: str, index: int = index, batch: int = batch) -> None:
-                bar.update((index + fraction) / len(batches), f"batch {batch}, {text}")
-
+        def of_batch(batch: int, seconds: float, progress: _rows.Progress) -> dict[str, object]:
             images = batch_of_photographs(batch, options.size, options.seed)
             labels = torch.randint(1000, (batch,), generator=torch.Generator().manual_seed(options.seed))
-            share = left / (len(batches) - index)
-            document["batches"].append(measure(network, images, labels, rows, options, device, share, progress))
-            left = max(0.0, left - document["batches"][-1]["measured_s"])
+            return measure(network, images, labels, rows, options, device, seconds, progress)
+
+        document["batches"] += _rows.each_batch(batches, options.seconds, bar, of_batch)
     return document
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
         device = checked_device(options)
-        torch.set_num_threads(options.threads or threads)
-        torch.backends.cudnn.benchmark = True  # in cuDNN's favour: it tries its algorithms before the clock starts
-        document = run(options, device)
+        with _rows.cudnn_at_its_best(options.threads):
+            document = run(options, device)
     except (ValueError, TypeError, OSError, ImportError, BackendError) as error:
         print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = benchmark
     print(_environment.headline(document["environment"]))
     print(f"baseline: {document['baseline']}; backend: {document['backend']}; {document['dtype']}\n")
     for result in document["batches"]:
         name = f"{options.model} training, batch {result['batch']}, {options.size} x {options.size}"
-        show(result, f"{name}, {result['rounds']} rounds")
-    folder = Path(options.out)
-    target = Path(options.json) if options.json else folder / "training.json"
-    _report.write_json(target, document)
-    missing = chart(folder / "training.png", document)
-    print(f"written: {target}" + (f"; {missing}" if missing else f" and {folder / 'training.png'}"))
-    wrong = [text for result in document["batches"] for text in failures(result)]
-    for text in wrong:
-        print(f"FAILED {text}", file=sys.stderr)
-    return 1 if wrong else 0
+        _rows.show(result, f"{name}, {result['rounds']} rounds", COLUMNS, cells)
+    wrong = [
+        text
+        for result in document["batches"]
+        for text in _rows.failures(result, "gradients", lambda row: row["parity"]["gradient_rms"])
+    ]
+    title = f"{options.model} training step, {options.size} x {options.size}, {document['dtype']}"
+    return _rows.finish(options, document, title, wrong)
 
 
 if __name__ == "__main__":

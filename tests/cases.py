@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,61 +10,7 @@ from torch import Tensor
 
 from fused_resnet.shapes import ConvShape
 
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _misaligned(x: Tensor) -> Tensor:
-    """Starts one element into its storage."""
-    flat = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
-    return flat[1:].view(x.shape).copy_(x)
-
-
-def _misaligned_channels_last(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    flat = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
-    return flat[1:].view(n, h, w, c).permute(0, 3, 1, 2).copy_(x)
-
-
-def _sliced(x: Tensor) -> Tensor:
-    """Every second element of a larger tensor in each dimension, and `x[1:]` of the batch."""
-    n, c, h, w = x.shape
-    whole = torch.full((n + 1, 2 * c, 2 * h, 2 * w), torch.nan, dtype=x.dtype, device=x.device)
-    part = whole[1:, ::2, ::2, ::2]
-    part.copy_(x)
-    return part
-
-
-def _expanded(x: Tensor) -> Tensor:
-    """One image for the whole batch, one column for the whole width: strides of zero."""
-    return x[:1, :, :, :1].expand_as(x)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nchw": lambda x: x.contiguous(),
-    "channels_last": _channels_last,
-    "misaligned": _misaligned,
-    "misaligned_channels_last": _misaligned_channels_last,
-    "sliced": _sliced,
-    "expanded": _expanded,
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-}
-
-
-class Draw:
-    """Random tensors, the same for the same case; values of a given tensor do not depend on the device."""
-
-    def __init__(self, case_id: str, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.generator = torch.Generator().manual_seed(zlib.crc32(case_id.encode()))
-        self.dtype, self.device = dtype, device
-
-    def normal(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(size, generator=self.generator).to(self.device, dtype or self.dtype)
-
-    def positive(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Uniform in [0.5, 1.5)."""
-        return (0.5 + torch.rand(size, generator=self.generator)).to(self.device, dtype or self.dtype)
+from .drawing import LAYOUTS, Draw, channels_last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +53,7 @@ class ConvCase:
         fan_in = s.gemm_k
         arguments: dict[str, Any] = {
             "x": LAYOUTS[self.layout](draw.normal(s.n, s.c, s.h, s.w)),
-            "weight": _channels_last(draw.normal(s.k, s.c // s.groups, s.r, s.s) / fan_in**0.5),
+            "weight": channels_last(draw.normal(s.k, s.c // s.groups, s.r, s.s) / fan_in**0.5),
             "stride": tuple(s.stride),
             "padding": tuple(s.padding),
             "dilation": tuple(s.dilation),
@@ -204,6 +148,7 @@ def with_dtype(cases: tuple[ConvCase, ...], dtype: torch.dtype, vectors: torch.d
 class StemCase:
     """One call of `conv_bn_relu_maxpool`, ResNet's 7 x 7 stride 2 and 3 x 3 stride 2 pooling unless told otherwise."""
 
+    op = "conv_bn_relu_maxpool"
     n: int
     h: int
     w: int
@@ -229,6 +174,8 @@ class StemCase:
             "running_mean": draw.normal(self.k, dtype=torch.float32),
             "running_var": draw.positive(self.k, dtype=torch.float32),
             "eps": 1e-5,
+            "stride": (2, 2),
+            "padding": (3, 3),
         }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fused_resnet
-from benchmarks import _candidates, _peers, _rows, inference, layers
+from benchmarks import _candidates, _peers, inference, layers
 
 TINY = ["--model", "resnet18", "--size", "64", "--rounds", "2", "--seconds", "0", "--device", "cpu", "--quiet"]
 
@@ -64,7 +64,7 @@ def test_inference_lists_peers_that_are_absent_or_fail(monkeypatch, tmp_path, ca
         _peers.Peer("elsewhere", "torch", "", fails, ("cuda",)),
         _peers.Peer("failing", "torch", "", fails),
     )
-    monkeypatch.setattr(_rows, "PEERS", peers)
+    monkeypatch.setattr(inference, "PEERS", peers)
     status, document = run_inference(tmp_path, "--batch", "1", "--peers")
     seen = {row["label"]: row["status"] for row in document["batches"][0]["rows"] if row["kind"] == "peer"}
     assert status == 0
@@ -79,7 +79,7 @@ def test_inference_lists_peers_that_are_absent_or_fail(monkeypatch, tmp_path, ca
 
 @pytest.mark.parametrize("fault", ["raises", "wrong", "nan"])
 def test_inference_fails_when_our_row_does(fault, monkeypatch, tmp_path, capsys):
-    prepare = _rows.prepare
+    prepare = inference.prepare
 
     def broken(variant, *arguments):
         call = prepare(variant, *arguments)
@@ -89,7 +89,7 @@ def test_inference_fails_when_our_row_does(fault, monkeypatch, tmp_path, capsys)
             raise RuntimeError("broken")
         return lambda: call() * (1.01 if fault == "wrong" else math.nan)
 
-    monkeypatch.setattr(_rows, "prepare", broken)
+    monkeypatch.setattr(inference, "prepare", broken)
     status, _ = run_inference(tmp_path, "--batch", "1")
     expected = "error: RuntimeError: broken" if fault == "raises" else "relative RMS error of the logits is"
     assert status == 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fused_resnet import ops
 from fused_resnet.shapes import ConvShape
 
-from .cases import LAYOUTS
+from .drawing import LAYOUTS
 
 
 @st.composite

@@ -14,7 +14,8 @@ from fused_resnet._torchvision import import_torchvision
 from fused_resnet.backends import reference
 from fused_resnet.ops.dispatch import recording
 
-from .cases import CONV_CASES, LAYOUTS, OPTION_A_CASES, POOL_CASES, STEM_CASES, with_dtype
+from .cases import CONV_CASES, OPTION_A_CASES, POOL_CASES, STEM_CASES, with_dtype
+from .drawing import LAYOUTS
 from .parity import assert_parity
 
 BACKENDS = ("onednn", "reference")

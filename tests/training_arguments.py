@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fused_resnet.backends.reference_parts import merge
 
-from .cases import LAYOUTS, Draw
+from .drawing import LAYOUTS, Draw
 
 OUTPUTS = {
     "conv_stats": ("z", "mean", "var"),
