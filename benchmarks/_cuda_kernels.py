@@ -19,7 +19,11 @@ from ._aot import _instructions, _opcode, read_resources
 
 MAX_SHARED_BYTES = 227 * 1024  # that a block may have on sm_90
 RESERVED_BYTES = 1024  # of static shared memory, on sm_90 and newer: the system's, outside of that maximum
-CONVOLUTIONS = ("conv", "bottleneck")  # how the names of kernels begin that must have wgmma and TMA
+NEEDED = {  # instructions, by how the names of kernels begin
+    **dict.fromkeys(("conv", "bottleneck"), ("HGMMA", "UTMALDG")),
+    "stem_kernel": ("HGMMA", "UTMASTG"),
+    "stem_wgrad": ("HMMA", "UTMALDG"),
+}
 DTYPES = ("bf16", "f16")  # by their number in `enum class ElementType`
 ROOT = Path(__file__).parents[1]
 BUILD, LAUNCHERS = ROOT / "build", ROOT / "csrc" / "launch"
@@ -71,8 +75,8 @@ def demangled(symbol: str) -> tuple[str, list[int]]:
     rest = found[2][int(found[1]) :]
     length = re.match(r"\d+", rest)
     name, rest = rest[length.end() :][: int(length[0])], rest[length.end() + int(length[0]) :]
-    arguments = re.match(r"I((?:L(?:[ib]|\d+[A-Za-z]+|NS_\d+[A-Za-z0-9]+E)\d+E)+)E", rest)
-    numbers = re.findall(r"L(?:[ib]|\d+[A-Za-z]+|NS_\d+[A-Za-z0-9]+E)(\d+)E", arguments[1]) if arguments else []
+    arguments = re.match(r"I((?:L(?:[ib]|\d+[A-Za-z]+|N\w+?E)\d+E)+)E", rest)
+    numbers = re.findall(r"L(?:[ib]|\d+[A-Za-z]+|N\w+?E)(\d+)E", arguments[1]) if arguments else []
     return name, [int(number) for number in numbers]
 
 
@@ -108,13 +112,14 @@ def _row(arch: int, symbol: str, usage: str, sass: str, dynamic: dict[str, int])
     reserved = RESERVED_BYTES if arch >= 90 else 0
     resources = read_resources(usage, sass, lambda static: static - reserved + _shared(kernel, numbers, dynamic))
     opcodes = Counter(_opcode(text) for _, text in _instructions(sass))
-    counts = {name: opcodes[name] for name in ("HGMMA", "UTMALDG", "UTMASTG")}
+    counts = {name: opcodes[name] for name in ("HGMMA", "HMMA", "UTMALDG", "UTMASTG", "ACQBULK", "PREEXIT")}
+    counts["read_only_loads"] = len(re.findall(r"\bLDG\.[\w.]*CONSTANT", sass))
     head = {"arch": arch, "model": "", "layer": "CUDA C++", "shape": "", "tile": variant, "kernel": kernel}
     return head | asdict(resources) | {"spills": resources.spills or bool(resources.stack_bytes)} | counts
 
 
 def complaints(rows: list[dict]) -> list[str]:
-    """What is wrong with the kernels: spills, convolutions without wgmma or TMA, too much shared memory."""
+    """What is wrong with the kernels: spills, too much shared memory, instructions that must be there and are not."""
     wrong = []
     for row in rows:
         name = f"sm_{row['arch']} {row['kernel']} {row['tile']}".strip()
@@ -122,8 +127,8 @@ def complaints(rows: list[dict]) -> list[str]:
             wrong.append(f"{name} spills")
         if row["shared_bytes"] > MAX_SHARED_BYTES:
             wrong.append(f"{name} has {row['shared_bytes']} bytes of shared memory, a block at most {MAX_SHARED_BYTES}")
-        if row["kernel"].startswith(CONVOLUTIONS):
-            wrong += [f"{name} has no {opcode}" for opcode in ("HGMMA", "UTMALDG") if not row[opcode]]
+        needed = next((opcodes for start, opcodes in NEEDED.items() if row["kernel"].startswith(start)), ())
+        wrong += [f"{name} has no {opcode}" for opcode in needed if not row[opcode]]
         if row["UTMALDG"] and not row["shared_bytes"]:
             wrong.append(f"{name} has shared memory that csrc/launch/shared_bytes.cu does not list")
     return wrong

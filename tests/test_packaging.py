@@ -137,7 +137,7 @@ def test_nothing_names_a_machine():
 
 def environment(checkout: Path, extra: str, python: str) -> subprocess.CompletedProcess:
     command = [str(checkout / ".ci/environment"), extra]
-    variables = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), "PYTHON": python}
+    variables = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), "PYTHON": python, PURE: "none"}
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
 
 

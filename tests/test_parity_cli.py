@@ -155,7 +155,10 @@ def test_list_names_every_model(capsys):
         (["--backend", "cudnn"], "unknown backend 'cudnn'"),
         (["--batch", "0"], "at least 1"),
         (["--model", "resnet18", "--device", "nowhere"], "nowhere"),
-        (["--model", "resnet18", "--size", "40", "--dtype", "float16", "--backend", "onednn"], "takes float32"),
+        (
+            ["--model", "resnet18", "--size", "40", "--dtype", "float16", "--backend", "onednn", "--device", "cpu"],
+            "takes float32",
+        ),
     ],
 )
 def test_a_comparison_that_cannot_be_made_exits_with_two(arguments, words, capsys):

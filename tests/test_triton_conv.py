@@ -206,6 +206,14 @@ def test_the_pass_works_in_place_or_into_a_given_buffer():
     assert torch.equal(given, expected)
 
 
+def test_float32_is_tf32_where_torch_lets_convolutions_be():
+    cudnn = torch.backends.cudnn
+    for setting, value in ((cudnn, True), (cudnn, False), (cudnn.conv, "tf32"), (cudnn.conv, "ieee")):
+        setattr(setting, "allow_tf32" if setting is cudnn else "fp32_precision", value)
+        assert launch.dtype_name(torch.float32) == ("tfloat32" if value in (True, "tf32") else "float32")
+        assert launch.dtype_name(HALF) == "float16"
+
+
 def test_inputs_are_left_as_they_were():
     arguments = case(THREE, residual="same").inputs(DEVICE)
     before = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}

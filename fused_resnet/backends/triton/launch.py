@@ -28,7 +28,8 @@ def dense_nhwc(tensor: Tensor) -> Tensor:
 def dtype_name(dtype: torch.dtype) -> str:
     """The dtype as tuning knows it; float32 becomes "tfloat32" where torch lets cuDNN use tf32."""
     name = str(dtype).removeprefix("torch.")
-    return "tfloat32" if name == "float32" and torch.backends.cudnn.allow_tf32 else name
+    # `cudnn.allow_tf32` raises where only convolutions were told
+    return "tfloat32" if name == "float32" and torch.backends.cudnn.conv.fp32_precision == "tf32" else name
 
 
 def _vector_name(vector: Tensor | None) -> str | None:
