@@ -7,12 +7,20 @@
 
 #include "launch/bottleneck_inference.h"
 #include "launch/conv1x1.h"
+#include "launch/conv1x1_backward.h"
+#include "launch/conv1x1_dgrad.h"
+#include "launch/conv1x1_gram.h"
+#include "launch/conv1x1_gram_finish.h"
 #include "launch/conv1x1_products.h"
+#include "launch/conv1x1_wgrad.h"
 #include "launch/conv3x3_halo.h"
 #include "launch/conv3x3_halo_dgrad.h"
+#include "launch/conv3x3_halo_split.h"
 #include "launch/conv3x3_halo_wgrad.h"
 #include "launch/device.h"
 #include "launch/launch.h"
+#include "launch/stem.h"
+#include "launch/stem_wgrad.h"
 
 namespace {
 
@@ -47,20 +55,41 @@ PYBIND11_MODULE(_C, module) {
 #if FUSED_RESNET_HOPPER
     const char* hopper = "sm_90a";
     kernels.add("conv3x3_halo_act", launch::conv3x3_halo_act, "y = act(conv3x3(x) * scale + shift + residual)", hopper);
+    kernels.add("conv3x3_halo_split_act", launch::conv3x3_halo_split_act, "conv3x3_halo_act for few and small maps",
+                hopper);
     kernels.add("conv3x3_halo_stats", launch::conv3x3_halo_stats, "z = conv3x3(x), and count, mean and M2 of it",
                 hopper);
     kernels.add("conv3x3_halo_dgrad", launch::conv3x3_halo_dgrad, "the gradient of conv3x3's input, masked", hopper);
     kernels.add("conv3x3_halo_wgrad", launch::conv3x3_halo_wgrad, "the gradient of conv3x3's weight, in splits",
                 hopper);
+    module.def("conv3x3_halo_split_tiles", launch::conv3x3_halo_split_tiles, "Tiles of conv3x3_halo_split_act.");
+    module.def("conv3x3_halo_splits", launch::conv3x3_halo_splits,
+               "How many blocks should share one on the current GPU; 0: take conv3x3_halo_act.");
     module.def("conv3x3_halo_wgrad_splits", launch::conv3x3_halo_wgrad_splits, "Splits that fill the current GPU.");
     kernels.add("conv1x1_act", launch::conv1x1_act, "y = act(conv1x1(x) * scale + shift + residual)", hopper);
     kernels.add("conv1x1_stats", launch::conv1x1_stats, "z = conv1x1(x), and count, mean and M2 of it", hopper);
     kernels.add("conv1x1_products", launch::conv1x1_products, "g^T a and g weight from one read of g", hopper);
+    kernels.add("conv1x1_gram", launch::conv1x1_gram, "the sum and the Gram matrix of activations", hopper);
+    kernels.add("conv1x1_gram_finish", launch::conv1x1_gram_finish,
+                "g = t + a quadratic + constant, masked, and its sums", hopper);
+    kernels.add("conv1x1_dgrad", launch::conv1x1_dgrad, "the gradient of conv1x1's input, masked", hopper);
+    kernels.add("conv1x1_backward", launch::conv1x1_backward, "both gradients of conv1x1 from one read", hopper);
+    kernels.add("conv1x1_wgrad", launch::conv1x1_wgrad, "the gradient of conv1x1's weight, in splits", hopper);
     kernels.add("bottleneck_inference", launch::bottleneck_inference, "a bottleneck block, its inner maps never stored",
                 hopper);
+    kernels.add("stem_act", launch::stem_act, "y = act(conv7x7(images) * scale + shift + residual)", hopper);
+    kernels.add("stem_stats", launch::stem_stats, "z = conv7x7(images), and count, mean and M2 of it", hopper);
+    kernels.add("stem_wgrad", launch::stem_wgrad, "the gradient of conv7x7's weight, in splits", hopper);
+    module.def("stem_partial_rows", launch::stem_partial_rows, "Rows of stem_stats' partials.");
+    module.def("stem_wgrad_splits", launch::stem_wgrad_splits, "Splits that fill the current GPU.");
     module.def("conv1x1_partial_rows", launch::conv1x1_partial_rows, "Rows of conv1x1_stats' partials.");
     module.def("conv1x1_split_tiles", launch::conv1x1_split_tiles, "Tiles that blocks of conv1x1_act share.");
     module.def("conv1x1_splits", launch::conv1x1_splits, "How many blocks should share a tile on the current GPU.");
+    module.def("conv1x1_gram_rows", launch::conv1x1_gram_rows, "Rows of conv1x1_gram's partials.");
+    module.def("conv1x1_gram_finish_rows", launch::conv1x1_gram_finish_rows, "Rows of conv1x1_gram_finish's partials.");
+    module.def("conv1x1_dgrad_partial_rows", launch::conv1x1_dgrad_partial_rows, "Rows of conv1x1_dgrad's partials.");
+    module.def("conv1x1_wgrad_splits", launch::conv1x1_wgrad_splits, "Splits that fill the current GPU.");
+    module.def("conv1x1_backward_rows", launch::conv1x1_backward_rows, "Rows of conv1x1_backward's partials.");
     module.def("conv1x1_products_rows", launch::conv1x1_products_rows, "Rows of conv1x1_products' partials.");
 #endif
 

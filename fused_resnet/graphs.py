@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backends.promises import constant_weights
 from .errors import ArgumentError
 from .ops import dispatch
 
 MOST = 8  # graphs that are kept, each with its own feature maps; the one captured first goes first
 WARM_UP = 3  # calls before the capture, in which kernels are compiled and libraries choose
+
+
+def _precision() -> tuple[object, ...]:
+    """Torch's settings that decide what a model computes in."""
+    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return autocast, torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
 
 
 @dataclass
@@ -42,7 +49,7 @@ class Graphs:
                 f"freeze(model, graph=True) replays CUDA graphs, and the input is on {x.device}; move model and input"
                 " to a GPU, or freeze without graph"
             )
-        key = tuple(x.shape), x.dtype, x.device, dispatch.current()
+        key = tuple(x.shape), x.dtype, x.device, *_precision(), dispatch.current()
         captured = self._captured.get(key)
         if captured is None:
             captured = self._capture(x)
@@ -53,7 +60,8 @@ class Graphs:
 
     def _capture(self, x: Tensor) -> Captured:
         with torch.cuda.device(x.device):
-            x = x.clone()
+            with torch.inference_mode(False):  # a later call may copy into it outside of inference mode
+                x = x.clone()
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -61,7 +69,7 @@ class Graphs:
                     self._function(x)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph), constant_weights():
                 y = self._function(x)
         return Captured(graph, x, y)
 

@@ -32,6 +32,7 @@ class Case:
     blocks: int = 2
     seed: int = 1
     workers: int = 1
+    weights_ready: bool = False
 
     def __str__(self) -> str:
         shortcut = "identity" if self.c_in is None else f"from{self.c_in}"
@@ -145,7 +146,7 @@ def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
     y = buffer[GUARD : GUARD + count].fill_(torch.nan).view(case.output_size)
     call(
         library.run_bottleneck_inference, *inputs.all, y, ELEMENT_TYPES[case.dtype], *case.sizes,
-        case.blocks, case.seed, case.workers,
+        case.weights_ready, case.blocks, case.seed, case.workers,
     )  # fmt: skip
     assert (buffer[:GUARD] == SENTINEL).all() and (buffer[-GUARD:] == SENTINEL).all(), "written outside of the output"
     return y

@@ -35,6 +35,7 @@ class Case:
     blocks: int = 2
     seed: int = 1
     workers: int = 1
+    weights_ready: bool = False
     offset: float = 0.0  # of the input's mean, in deviations
 
     def __str__(self) -> str:
@@ -126,7 +127,7 @@ def run_act(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
     call(
         library.run_conv1x1_act, inputs.x, inputs.weight, inputs.in_scale, inputs.in_shift, inputs.scale, inputs.shift,
         inputs.residual, y, products, arrivals, case.splits, ELEMENT_TYPES[case.dtype], *case.sizes, case.relu,
-        *case.schedule,
+        case.weights_ready, *case.schedule,
     )  # fmt: skip
     assert_guard_intact(buffer)
     assert arrivals is None or not arrivals.any(), "arrivals are not zero again"

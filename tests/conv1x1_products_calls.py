@@ -14,7 +14,7 @@ from tests.conv1x1_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intac
 
 @dataclass(frozen=True)
 class Case:
-    """`rows` blocks of the GPU for each block of channels; `seed` is the schedule."""
+    """`rows` blocks of the GPU, or clusters, for each block of channels; `seed` is the schedule."""
 
     n: int
     h: int

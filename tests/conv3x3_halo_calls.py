@@ -32,18 +32,25 @@ class Case:
     relu: bool = True
     blocks: int = 2
     seed: int = 0
+    weights_ready: bool = False
+    filters: int = 0  # 0: as many as channels
 
     def __str__(self) -> str:
-        words = [f"{self.channels}ch", f"stride{self.stride}", f"{self.n}x{self.h}x{self.w}"]
+        channels = f"{self.channels}to{self.filters}ch" if self.filters else f"{self.channels}ch"
+        words = [channels, f"stride{self.stride}", f"{self.n}x{self.h}x{self.w}"]
         words += [str(self.dtype).removeprefix("torch."), self.prologue or "raw", self.epilogue]
         words += ["residual"] * self.residual + ["linear"] * (self.epilogue == "act" and not self.relu)
         words += [f"blocks{self.blocks}", f"seed{self.seed}"]
         return "-".join(words)
 
     @property
+    def k(self) -> int:
+        return self.filters or self.channels
+
+    @property
     def out_size(self) -> tuple[int, int, int, int]:
         p, q = ((extent - 1) // self.stride + 1 for extent in (self.h, self.w))
-        return self.n, p, q, self.channels
+        return self.n, p, q, self.k
 
 
 @dataclasses.dataclass
@@ -69,14 +76,14 @@ def make_inputs(case: Case) -> Inputs:
     def random(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator)
 
-    c = case.channels
+    c, k = case.channels, case.k
     return Inputs(
         random(case.n, case.h, case.w, c).to(case.dtype),
-        (random(c, 3, 3, c) * (2 / (9 * c)) ** 0.5).to(case.dtype),
+        (random(k, 3, 3, c) * (2 / (9 * c)) ** 0.5).to(case.dtype),
         1 + 0.3 * random(c),
         0.5 + 0.3 * random(c),
-        1 + 0.3 * random(c),
-        0.5 + 0.3 * random(c),
+        1 + 0.3 * random(k),
+        0.5 + 0.3 * random(k),
         random(*case.out_size).to(case.dtype),
     )
 
@@ -84,19 +91,20 @@ def make_inputs(case: Case) -> Inputs:
 def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_rows: int | None = None) -> Outputs:
     """Runs the kernel; a row of partials that it must not touch follows those that it may."""
     library = library or emulated.library("conv3x3_halo")
-    n, p, q, c = case.out_size
+    n, p, q, k = case.out_size
     y = torch.full(case.out_size, torch.nan, dtype=case.dtype)
     norm = (inputs.in_scale, inputs.in_shift) if case.prologue else (None, None)
     limit = PACKED if case.prologue == "packed" else 0.0
-    tail = (ELEMENT_TYPES[case.dtype], case.n, case.h, case.w, c, case.stride)
+    tail = (ELEMENT_TYPES[case.dtype], case.n, case.h, case.w, case.channels, k, case.stride)
     schedule = (case.blocks, case.seed, 1)
     if case.epilogue == "act":
         residual = inputs.residual if case.residual else None
         pointers = (inputs.x, inputs.weight, *norm, limit, inputs.scale, inputs.shift, residual, y)
-        emulated.call(library.run_conv3x3_halo_act, *pointers, *tail, int(case.relu), *schedule)
+        flags = (int(case.relu), int(case.weights_ready))
+        emulated.call(library.run_conv3x3_halo_act, *pointers, *tail, *flags, *schedule)
         return Outputs(y, None)
     rows = partial_rows or -(-n * p * q // 128)
-    partials = torch.full((rows + 1, 3, c), torch.nan)
+    partials = torch.full((rows + 1, 3, k), torch.nan)
     pointers = (inputs.x, inputs.weight, *norm, limit, y, partials, rows)
     emulated.call(library.run_conv3x3_halo_stats, *pointers, *tail, *schedule)
     assert partials[rows].isnan().all(), "stored behind the partials"

@@ -16,7 +16,8 @@ from tests.conv3x3_halo_calls import ELEMENT_TYPES, check_map
 class Case:
     """One call; h and w are those of dx, maps are NHWC.
 
-    `below`: "mask" with sums, "sums" alone, "block" with sums, a skip and below_out, "skip", "out", or "".
+    `below`: "mask" with sums, "sums" alone, "block" with sums, a skip and below_out, "masked block" with skip_out too,
+    "skip", "masked skip", "out", or "".
     """
 
     channels: int
@@ -29,24 +30,47 @@ class Case:
     below: str = "mask"
     blocks: int = 2
     seed: int = 0
+    filters: int = 0  # 0: as many as channels
 
     def __str__(self) -> str:
-        words = [f"{self.channels}ch", f"stride{self.stride}", f"{self.n}x{self.h}x{self.w}"]
-        words += [str(self.dtype).removeprefix("torch."), "batch" if self.batch else "constant", self.below or "bare"]
+        channels = f"{self.channels}to{self.filters}ch" if self.filters else f"{self.channels}ch"
+        words = [channels, f"stride{self.stride}", f"{self.n}x{self.h}x{self.w}"]
+        words += [str(self.dtype).removeprefix("torch."), "batch" if self.batch else "constant"]
+        words += [self.below.replace(" ", "-") or "bare"]
         return "-".join([*words, f"blocks{self.blocks}", f"seed{self.seed}"])
 
     @property
+    def k(self) -> int:
+        return self.filters or self.channels
+
+    @property
     def has_sums(self) -> bool:
-        return self.below in ("mask", "sums", "block")
+        return self.below in ("mask", "sums", "block", "masked block")
+
+    @property
+    def has_below_out(self) -> bool:
+        return self.below.endswith(("block", "out"))
+
+    @property
+    def has_skip(self) -> bool:
+        return self.below.endswith(("block", "skip"))
+
+    @property
+    def has_skip_out(self) -> bool:
+        return self.below.startswith("masked")
 
     @property
     def size(self) -> tuple[int, int, int, int]:
         return self.n, self.h, self.w, self.channels
 
     @property
+    def skip_size(self) -> tuple[int, int, int, int]:
+        return self.gradient_size[:3] + (self.channels,)
+
+    @property
     def gradient_size(self) -> tuple[int, int, int, int]:
         p, q = ((extent - 1) // self.stride + 1 for extent in (self.h, self.w))
-        return self.n, p, q, self.channels
+        return self.n, p, q, self.k
 
 
 @dataclasses.dataclass
@@ -63,6 +87,7 @@ class Inputs:
     below_mean: Tensor
     below_out: Tensor
     skip: Tensor
+    skip_out: Tensor
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -71,20 +96,21 @@ def make_inputs(case: Case) -> Inputs:
     def random(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator)
 
-    k = case.channels
+    c, k = case.channels, case.k
     return Inputs(
         random(*case.gradient_size).to(case.dtype),
         (random(*case.gradient_size) + 0.5).to(case.dtype),
         1 + 0.3 * random(k),
         0.3 * random(k),
         0.5 + 0.3 * random(k),  # far from zero: padding must not become it
-        (random(k, k, 3, 3) * (2 / (9 * k)) ** 0.5).to(case.dtype),
+        (random(k, c, 3, 3) * (2 / (9 * k)) ** 0.5).to(case.dtype),
         random(*case.size).to(case.dtype),
-        1 + 0.3 * random(k),
-        0.3 * random(k),
-        0.3 * random(k),
+        1 + 0.3 * random(c),
+        0.3 * random(c),
+        0.3 * random(c),
         random(*case.size).relu().to(case.dtype),
-        random(*case.size).to(case.dtype),
+        random(*case.skip_size).to(case.dtype),
+        random(*case.skip_size).relu().to(case.dtype),
     )
 
 
@@ -109,14 +135,13 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_
     mask = (inputs.below_scale, inputs.below_shift) if case.below == "mask" else (None, None)
     below_z, below_mean = (inputs.below_z, inputs.below_mean) if case.has_sums else (None, None)
     block = (
-        inputs.below_out if case.below in ("block", "out") else None,
-        inputs.skip if case.below in ("block", "skip") else None,
+        inputs.below_out if case.has_below_out else None,
+        inputs.skip if case.has_skip else None,
+        inputs.skip_out if case.has_skip_out else None,
     )
     pointers = (inputs.g, *norm, turned_around(inputs.weight), below_z, *mask, below_mean, *block, dx, partials)
-    schedule = (case.blocks, case.seed, 1)
-    emulated.call(
-        library.run_conv3x3_halo_dgrad, *pointers, rows, ELEMENT_TYPES[case.dtype], *case.size, case.stride, *schedule
-    )
+    sizes = (ELEMENT_TYPES[case.dtype], *case.size, case.k, case.stride)
+    emulated.call(library.run_conv3x3_halo_dgrad, *pointers, rows, *sizes, case.blocks, case.seed, 1)
     assert dx[case.n].isnan().all(), "stored behind dx"
     if partials is not None:
         assert partials[rows].isnan().all(), "stored behind the partials"
@@ -151,9 +176,15 @@ def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     dz = bn_backward(case, inputs)
     dx = transposed(case, dz, inputs.weight)
     slack = 2.0**-22 * transposed(case, dz.abs(), inputs.weight.abs())
-    if case.below in ("block", "skip"):
-        dx, slack = dx + inputs.skip.double(), slack + 2.0**-22 * inputs.skip.double().abs()
-    if case.below in ("block", "out"):
+    if case.has_skip:
+        skip = inputs.skip.double()
+        if case.has_skip_out:
+            skip = torch.where(inputs.skip_out <= 0, 0, skip)
+        every = slice(None), slice(None, None, case.stride), slice(None, None, case.stride)
+        dx, slack = dx.clone(), slack.clone()
+        dx[every] += skip
+        slack[every] += 2.0**-22 * skip.abs()
+    if case.has_below_out:
         dx = torch.where(inputs.below_out <= 0, 0, dx)
     if case.below == "mask":
         wide = inputs.below_z.double() * inputs.below_scale.double() + inputs.below_shift.double()

@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_resnet.backends.cuda import backward, inference, launch, pointwise, training
+from fused_resnet.backends.cuda import (
+    backward,
+    images,
+    inference,
+    launch,
+    pointwise,
+    pointwise_backward,
+    pointwise_gram,
+    training,
+)
 
 from . import emulated
 from .guarded import MARGIN, SENTINEL, GuardedOutput
@@ -23,21 +32,40 @@ from .guarded import MARGIN, SENTINEL, GuardedOutput
 LIBRARIES = {
     "conv3x3_halo_act": "conv3x3_halo",
     "conv3x3_halo_stats": "conv3x3_halo",
+    "conv3x3_halo_split_act": "conv3x3_halo_split",
     "conv3x3_halo_dgrad": "conv3x3_halo_dgrad",
     "conv3x3_halo_wgrad": "conv3x3_halo_wgrad",
     "bottleneck_inference": "bottleneck_inference",
     "conv1x1_act": "conv1x1",
     "conv1x1_stats": "conv1x1",
     "conv1x1_products": "conv1x1_products",
+    "conv1x1_gram": "conv1x1_gram",
+    "conv1x1_gram_finish": "conv1x1_gram_finish",
+    "conv1x1_backward": "conv1x1_backward",
+    "conv1x1_dgrad": "conv1x1_dgrad",
+    "conv1x1_wgrad": "conv1x1_wgrad",
+    "stem_act": "stem",
+    "stem_stats": "stem",
+    "stem_wgrad": "stem_wgrad",
 }
 # Functions of extents: the library, and whether the answer depends on the GPU.
 QUESTIONS = {
+    "conv3x3_halo_split_tiles": ("conv3x3_halo_split", False),
+    "conv3x3_halo_splits": ("conv3x3_halo_split", True),
     "conv3x3_halo_wgrad_splits": ("conv3x3_halo_wgrad", True),
     "conv1x1_partial_rows": ("conv1x1", False),
     "conv1x1_split_tiles": ("conv1x1", False),
     "conv1x1_splits": ("conv1x1", True),
     "conv1x1_products_rows": ("conv1x1_products", True),
+    "conv1x1_gram_rows": ("conv1x1_gram", True),
+    "conv1x1_gram_finish_rows": ("conv1x1_gram_finish", True),
+    "conv1x1_backward_rows": ("conv1x1_backward", True),
+    "conv1x1_dgrad_partial_rows": ("conv1x1_dgrad", False),
+    "conv1x1_wgrad_splits": ("conv1x1_wgrad", True),
+    "stem_partial_rows": ("stem", False),
+    "stem_wgrad_splits": ("stem_wgrad", True),
 }
+TAKES_ROWS = ("conv1x1_backward", "conv1x1_products", "conv1x1_gram", "conv1x1_gram_finish")
 ERRORS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
 
 
@@ -71,7 +99,7 @@ class EmulatedExtension:
         crossing = [ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in before]
         library = LIBRARIES[kernel]
         # an argument of these says how many blocks there are
-        blocks = [] if library in ("conv1x1_products", "conv3x3_halo_wgrad") else [self.blocks]
+        blocks = [] if library in TAKES_ROWS or library.endswith("_wgrad") else [self.blocks]
         self._call(library, f"run_{kernel}", *crossing, *blocks, self.seed, self.workers)
 
     def _call(self, library: str, function: str, *arguments: object) -> None:
@@ -128,8 +156,8 @@ def install(monkeypatch: pytest.MonkeyPatch, extension: EmulatedExtension) -> Gu
     monkeypatch.setattr(launch, "extension", lambda: extension)
     monkeypatch.setattr(launch, "_stream", lambda device: 0)
     monkeypatch.setattr(backward, "multiprocessors", lambda device: extension.blocks)
-    for module in (inference, training, pointwise, backward):
+    for module in (images, inference, training, pointwise, pointwise_backward, pointwise_gram, backward):
         monkeypatch.setattr(module, "map_like", guards.map_like)
-    for module in (training, pointwise, backward):
+    for module in (images, training, pointwise, pointwise_backward, pointwise_gram, backward):
         monkeypatch.setattr(module, "floats_like", guards.floats_like)
     return guards

@@ -1,4 +1,4 @@
-"""Faults planted in a kernel's source, to see whether its tests would notice: for test_mutations.py.
+"""Faults planted in a kernel's source, to see whether its tests would notice: for the mutation tests.
 
 All faults of a kernel that do not touch the same text are compiled into one library, each behind a switch that is
 turned on at run time: `planted_fault == 7 ? faulty : sound`, or the same as two statements.

@@ -1,28 +1,26 @@
-"""Faults planted in conv1x1 and conv1x1_products: every one that the emulation can see must be noticed."""
+"""Faults planted in conv1x1: every one that the emulation can see must be noticed."""
 
 import pytest
 import torch
 
-from tests import conv1x1_calls, conv1x1_products_calls, emulated
+from tests import conv1x1_calls, emulated
 from tests.planted_faults import Fault, Kernel
 
 pytestmark = emulated.needs_compiler
 
-TILES = "kernels/pixel_tiles.cuh"
+TILES, SPLITS = "kernels/pixel_tiles.cuh", "kernels/split_products.cuh"
 LOAD, MULTIPLY, EPILOGUE, STATISTICS, KERNEL = (
     f"kernels/conv1x1{part}.cuh" for part in ("_load", "_multiply", "_epilogue", "_statistics", "")
 )
-PRODUCTS_PLAN, PRODUCTS_LOAD, PRODUCTS = (f"kernels/conv1x1_products{part}.cuh" for part in ("_plan", "_load", ""))
 
 # More slices than stages, so that every barrier is used twice; ragged in pixels, channels and filters.
 ACT_CASES = [
-    conv1x1_calls.Case(2, 13, 11, 584, 136, residual=True, blocks=1),
+    conv1x1_calls.Case(2, 13, 11, 584, 136, residual=True, blocks=1, weights_ready=True),
     conv1x1_calls.Case(2, 13, 11, 392, 72, prologue=True, residual=True, blocks=1, dtype=torch.float16),
     conv1x1_calls.Case(1, 29, 25, 72, 136, stride=2, blocks=1),
     conv1x1_calls.Case(1, 7, 7, 328, 72, splits=3, residual=True),
 ]
 STATISTICS_CASE = conv1x1_calls.Case(3, 13, 11, 72, 136, blocks=1, offset=30)
-PRODUCTS_CASE = conv1x1_products_calls.Case(3, 13, 11, 72, 200, rows=1)
 
 FAULTS = [
     Fault(
@@ -31,14 +29,14 @@ FAULTS = [
         "swizzled(Swizzle::k128B, slice + pixel * kPixelBytes + chunk * 16)",
         "(slice + pixel * kPixelBytes + chunk * 16)",
     ),
-    Fault("last column of a box lost", TILES, "box.column + column < columns", "box.column + column + 1 < columns"),
+    Fault("last column of a box lost", TILES, "at.column < columns", "at.column + 1 < columns"),
     Fault("stage not awaited", LOAD, "mbarrier_wait(V::empty(at.slot), at.parity ^ 1);", ""),
     Fault("strided rows taken for dense ones", LOAD, "work.pixels.row * problem.stride", "work.pixels.row"),
     Fault(
         "too few bytes expected",
         LOAD,
-        "mbarrier_arrive_expect_tx(V::full(at.slot), V::kStageBytes);",
-        "mbarrier_arrive_expect_tx(V::full(at.slot), 64);",
+        "mbarrier_arrive_expect_tx(V::full(stage), V::kStageBytes);",
+        "mbarrier_arrive_expect_tx(V::full(stage), 64);",
     ),
     Fault(
         "consumers do not take turns",
@@ -73,11 +71,11 @@ FAULTS = [
     Fault("output written while TMA stores it", EPILOGUE, "tma_store_wait_read();", ""),
     Fault(
         "first split finishes",
-        EPILOGUE,
-        "atomic_increment(&arguments.arrivals[work.tile]) + 1 == uint32_t(arguments.problem.splits)",
-        "atomic_increment(&arguments.arrivals[work.tile]) == 0",
+        SPLITS,
+        "atomic_increment(arrivals) + 1 == uint32_t(splits)",
+        "atomic_increment(arrivals) == 0",
     ),
-    Fault("arrivals stay", EPILOGUE, "if (is_last) arguments.arrivals[work.tile] = 0;", ""),
+    Fault("arrivals stay", SPLITS, "if (is_last) *arrivals = 0;", ""),
     Fault("a split's sums not left", EPILOGUE, "store_split<V>(d, arguments, work, consumer);", ""),
     Fault(
         "pixels outside of the map counted",
@@ -96,6 +94,16 @@ FAULTS = [
     ),
     Fault("no fence after the mbarriers' set-up", KERNEL, "mbarrier_init_fence();", ""),
     Fault("producer keeps its registers", KERNEL, "register_budget_decrease<24>();", ""),
+    Fault("input loaded before the grid before has ended", LOAD, "wait_for_previous_grid();", ""),
+    Fault(
+        "output stored before the grid before has ended",
+        KERNEL,
+        "wait_for_previous_grid();\n        consume<V>(parameters, warpgroup - 1);",
+        "consume<V>(parameters, warpgroup - 1);",
+    ),
+    Fault("weights loaded early without a promise", LOAD, "parameters.arguments.weights_ready", "true"),
+    Fault("first weights loaded twice", LOAD, "use >= loaded", "use + 1 >= loaded"),
+    Fault("weights behind the first not loaded", LOAD, "use >= loaded", "use > loaded"),
 ]
 # Operands in registers are read when wgmma is issued, on a GPU until it is complete; memory is ordered as it is.
 UNSEEN = [
@@ -105,35 +113,7 @@ UNSEEN = [
         "multiply_fragments<V>(d, second, advanced(filters, kHalfSteps * 32), true);\n        wgmma_wait<1>();",
         "multiply_fragments<V>(d, second, advanced(filters, kHalfSteps * 32), true);",
     ),
-    Fault("no fence before a split arrives", EPILOGUE, "memory_fence_gpu();\n    consumer.sync();", "consumer.sync();"),
-]
-
-PRODUCTS_FAULTS = [
-    Fault(
-        "t overwrites what the other consumer reads",
-        PRODUCTS,
-        "consumers_sync();  // the other consumer's products have read the activations too\n"
-        "        stage_t<V>(t, V::activations(at.slot), consumer, warp);",
-        "stage_t<V>(t, V::activations(at.slot), consumer, warp);",
-    ),
-    Fault("grad multiplied before it is masked", PRODUCTS, "consumers_sync();\n    wgmma_fence();", "wgmma_fence();"),
-    Fault("t not visible to TMA", PRODUCTS, "fence_proxy_async();\n        warp_sync();", "warp_sync();"),
-    Fault("both consumers have the same rows", PRODUCTS, "turn<V::kStages>(use + consumer)", "turn<V::kStages>(use)"),
-    Fault(
-        "last column of activations lost",
-        PRODUCTS,
-        "arguments.problem.tiles.inside(box, pixel)",
-        "arguments.problem.tiles.inside(box, pixel + 1)",
-    ),
-    Fault("sums lack half of the lanes", PRODUCTS, "mask > 0", "mask > 1"),
-    Fault("weights' slices taken for adjacent", PRODUCTS_PLAN, "channel_slice * kWeightSliceBytes", "channel_slice"),
-    Fault(
-        "z arrives before t has left",
-        PRODUCTS_LOAD,
-        "tma_store_wait_read();\n        mbarrier_arrive(V::z_empty(at.slot));",
-        "mbarrier_arrive(V::z_empty(at.slot));\n        tma_store_wait_read();",
-    ),
-    Fault("slot of z not awaited", PRODUCTS_LOAD, "mbarrier_wait(V::z_empty(at.slot), at.parity ^ 1);", ""),
+    Fault("no fence before a split arrives", SPLITS, "memory_fence_gpu();\n    consumer.sync();", "consumer.sync();"),
 ]
 
 
@@ -143,33 +123,20 @@ def _check_conv1x1(library):
     conv1x1_calls.check_stats(library, STATISTICS_CASE)
 
 
-def _check_products(library):
-    conv1x1_products_calls.check(library, PRODUCTS_CASE)
-
-
-KERNELS = {
-    "conv1x1": Kernel("conv1x1", _check_conv1x1, FAULTS + UNSEEN, "-w"),
-    "conv1x1_products": Kernel("conv1x1_products", _check_products, PRODUCTS_FAULTS, "-w"),
-}
+KERNEL_WITH_FAULTS = Kernel("conv1x1", _check_conv1x1, FAULTS + UNSEEN, "-w")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_noticed(fault):
-    assert KERNELS["conv1x1"].outcome(fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
-
-
-@pytest.mark.parametrize("fault", PRODUCTS_FAULTS, ids=lambda fault: fault.name)
-def test_fault_in_the_products_is_noticed(fault):
-    assert KERNELS["conv1x1_products"].outcome(fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
+    assert KERNEL_WITH_FAULTS.outcome(fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
 
 
 @pytest.mark.parametrize("fault", UNSEEN, ids=lambda fault: fault.name)
 def test_fault_that_cannot_be_seen(fault):
     """Kept true: a fault that the emulation learns to see belongs in the list above."""
-    assert KERNELS["conv1x1"].outcome(fault) == ""
+    assert KERNEL_WITH_FAULTS.outcome(fault) == ""
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_nothing_is_noticed_where_nothing_is_planted(kernel):
+def test_nothing_is_noticed_where_nothing_is_planted():
     """With every switch off, the sources with the faults in them are the sound kernel."""
-    assert set(KERNELS[kernel].sound()) == {""}
+    assert set(KERNEL_WITH_FAULTS.sound()) == {""}

@@ -21,7 +21,7 @@ from tests.conv3x3_halo_calls import (
 
 pytestmark = emulated.needs_compiler
 
-# Where 3x3 convolutions of C -> C channels stand in ResNet-50 and the like.
+# Where 3x3 convolutions stand in ResNets, the last three in ResNet-18 and 34.
 RESNET = [
     Case(64, 1, 2, 56, 56),
     Case(64, 2, 1, 56, 56, epilogue="act"),
@@ -31,6 +31,9 @@ RESNET = [
     Case(256, 2, 1, 28, 28, epilogue="act"),
     Case(512, 1, 3, 7, 7, epilogue="act", residual=True),
     Case(512, 2, 2, 14, 14),
+    Case(64, 2, 1, 56, 56, filters=128),
+    Case(128, 2, 1, 28, 28, epilogue="act", filters=256),
+    Case(256, 2, 2, 14, 14, prologue="", filters=512),
 ]
 
 
@@ -67,6 +70,11 @@ ODD = [
     Case(512, 1, 5, 3, 2, torch.float16, epilogue="act", residual=True, blocks=1),
     Case(512, 2, 1, 5, 18, torch.float16, "packed", seed=1),
     Case(512, 2, 3, 4, 3, prologue="", epilogue="act", residual=True),
+    Case(64, 2, 2, 35, 19, torch.float16, "", "act", residual=True, seed=1, filters=128),
+    Case(64, 2, 3, 1, 3, prologue="packed", blocks=3, filters=128),
+    Case(128, 2, 2, 13, 17, torch.float16, "packed", blocks=1, seed=2, filters=256),
+    Case(256, 2, 3, 5, 10, epilogue="act", relu=False, residual=True, blocks=3, filters=512),
+    Case(256, 2, 1, 18, 7, torch.float16, seed=1, filters=512),
 ]
 
 
@@ -81,6 +89,7 @@ def test_odd_sizes_and_every_variant(case):
         Case(64, 1, 2, 20, 12, prologue="packed"),
         Case(128, 2, 3, 9, 10, epilogue="act", residual=True),
         Case(512, 1, 2, 6, 9),
+        Case(128, 2, 3, 9, 10, filters=256),
     ],
     ids=str,
 )
@@ -137,10 +146,12 @@ def test_nan_and_inf_come_out_where_they_belong(channels, stride, prologue):
     check_map(case, outputs.y, exact.where(~exact.isfinite(), expected(case, inputs)[0]), slack)
 
 
-def test_a_nan_with_the_bits_of_the_fill_stays_a_nan_in_float32():
+@pytest.mark.parametrize("prologue", ["", "float32"], ids="prologue={}".format)
+def test_a_nan_with_the_bits_of_the_fill_stays_a_nan_in_float32(prologue):
     """In packed arithmetic the hardware takes it for padding: csrc/emulation/README.md."""
-    case = Case(64, 1, 1, 6, 6, epilogue="act", relu=False)
+    case = Case(64, 1, 1, 6, 6, prologue=prologue, epilogue="act", relu=False)
     inputs = make_inputs(case)
+    inputs.in_shift.zero_()  # below any limit
     inputs.x.view(torch.int16)[0, 3, 3, 5] = 0x7FF7
     assert inputs.x.isnan().sum() == 1
     outputs = run(case, inputs)
@@ -177,14 +188,16 @@ def _call(**changes):
     y, partials = torch.empty(case.out_size, dtype=case.dtype), torch.zeros(1, 3, 64)
     arguments = {"x": inputs.x, "weight": inputs.weight, "in_scale": inputs.in_scale, "in_shift": inputs.in_shift}
     arguments |= {"limit": 0.0, "y": y, "partials": partials, "rows": 1, "type": 0, "n": 1, "h": 6, "w": 6, "c": 64}
-    arguments |= {"stride": 1, "blocks": 2, "seed": 0, "workers": 1} | changes
+    arguments |= {"k": 64, "stride": 1, "blocks": 2, "seed": 0, "workers": 1} | changes
     emulated.call(emulated.library("conv3x3_halo").run_conv3x3_halo_stats, *arguments.values())
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"c": 96}, "96 channels are none of 64, 128, 256 and 512"),
+        ({"c": 96}, "96 channels to 64 with stride 1: it takes 64, 128, 256 or 512 to as many, and with stride 2"),
+        ({"k": 128}, "64 channels to 128 with stride 1: it takes"),
+        ({"k": 60}, "y has 60 channels, and the kernel takes multiples of 8"),
         ({"c": 60}, "60 channels, and the kernel takes multiples of 8"),
         ({"stride": 3}, "stride 3 is neither 1 nor 2"),
         ({"type": 2}, "element type 2 is neither bfloat16 .0. nor float16"),

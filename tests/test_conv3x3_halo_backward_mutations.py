@@ -18,17 +18,20 @@ HALO_WAIT = "mbarrier_wait(P::halo_full(at.slot), at.parity);"
 WITHOUT_TILES = "return write_products({}, arguments, share, tap_row, thread_index() % kWarpgroup);"
 LAUNCH = "launch/conv3x3_halo_dgrad.cu"
 
-# Weights in registers; streamed, the slices kept for four phases, more tiles than slots.
-PLANS = "-DCONV3X3_HALO_DGRAD_PLANS(PLAN)=" + " ".join(
-    f"PLAN({plan})" for plan in ("64, 1, false", "64, 2, false", "256, 1, false", "256, 2, false", "64, 1, true")
+# Weights in registers; streamed, the slices kept for four phases, more tiles than slots; consumers that share filters.
+DGRAD_PLANS = (
+    *("64, 64, 1, false", "64, 64, 2, false", "256, 256, 1, false", "256, 256, 2, false"),
+    *("64, 64, 1, true", "64, 128, 2, true"),
 )
+PLANS = "-DCONV3X3_HALO_DGRAD_PLANS(PLAN)=" + " ".join(f"PLAN({plan})" for plan in DGRAD_PLANS)
 CASES = [
     conv3x3_halo_dgrad_calls.Case(64, 1, 2, 20, 20, blocks=1, seed=1),
     conv3x3_halo_dgrad_calls.Case(64, 2, 2, 35, 17, blocks=1, seed=2),
     conv3x3_halo_dgrad_calls.Case(256, 1, 2, 13, 9, blocks=1, seed=1),
     conv3x3_halo_dgrad_calls.Case(256, 2, 3, 17, 18, blocks=1),
     conv3x3_halo_dgrad_calls.Case(64, 1, 1, 9, 9, batch=False, below="sums", seed=1),
-    conv3x3_halo_dgrad_calls.Case(64, 1, 2, 20, 12, below="block", blocks=1, seed=1),
+    conv3x3_halo_dgrad_calls.Case(64, 1, 2, 20, 12, below="masked block", blocks=1, seed=1),
+    conv3x3_halo_dgrad_calls.Case(64, 2, 2, 35, 19, below="masked block", blocks=1, seed=1, filters=128),
 ]
 
 FAULTS = [
@@ -64,7 +67,7 @@ FAULTS = [
     Fault("z of the wrong slot", LOAD, "P::z_slice(use % P::kZSlots)", "P::z_slice(0)"),
     Fault("coefficients of the first slice", LOAD, "slice * kSliceChannels + chunk * kChunkChannels", "chunk * 8"),
     Fault("coefficients of the first half", LOAD, "4 * half", "0"),
-    Fault("c forgotten", PROLOGUE, "k.c.value[channel]", "0.0f"),
+    Fault("c forgotten", PROLOGUE, "pair(k.c)", "Floats2{}"),
     Fault("g not awaited", LOAD, "mbarrier_wait(P::halo_full(at.slot), at.parity);", ""),
     Fault("dz not visible to wgmma", LOAD, "fence_proxy_async();", ""),
     Fault(
@@ -83,6 +86,10 @@ FAULTS = [
         "multiply_tap<P, kType>(d, P::weights(0), tap_pixels, i > 0);",
         "multiply_tap<P, kType>(d, P::weights(0), tap_pixels, false);",
     ),
+    Fault("both consumers with the first one's rows", KERNEL, "P::first_row(consumer) * P::kGroupBytes", "0"),
+    Fault("both consumers store the first one's rows", KERNEL, "tile.row += P::first_row(consumer.index);", ""),
+    Fault("both consumers with the first one's filters", PLAN, "consumer * kFilterTile", "0"),
+    Fault("each consumer with filters of its own", PLAN, "Base::kFilterConsumers > 1", "true"),
     Fault("first slice's sums dropped", KERNEL, "!first_slice || i > 0", "i > 0"),
     Fault(
         "weights given back while wgmma reads them",
@@ -117,9 +124,15 @@ FAULTS = [
         "",
     ),
     Fault("every row of partials holds the sums", EPILOGUE, "row == block_index()", "true"),
-    Fault("skip's bytes not expected", EPILOGUE, "arguments.has_skip + arguments.has_below_out", "0"),
+    Fault("skip's bytes not expected", EPILOGUE, "below_z + skip + skip_out + below_out", "below_z + below_out"),
+    Fault("skip in every phase", EPILOGUE, "P::kPhases == 1 || phase == 0", "true"),
+    Fault("mask of the first phase", EPILOGUE, "parameters.below_out[phase]", "parameters.below_out[0]"),
+    Fault("sums of both consumers in one place", EPILOGUE, "P::kMomentSets > 1 ? consumer.index : 0", "0"),
     Fault("skip added after the mask", EPILOGUE, "value(words.below_out[i]) <= 0.0f", "false"),
     Fault("skip of the other pixels", EPILOGUE, "value(words.skip[i])", "value(words.skip[i / 2 * 2])"),
+    Fault("skip not masked", EPILOGUE, "!maps.skip_out", "true"),
+    Fault("skip's mask of the other pixels", EPILOGUE, "value(words.skip_out[i])", "value(words.skip_out[i / 2 * 2])"),
+    Fault("skip's mask and the block's in one buffer", PLAN, "skip(2 * kConsumers + consumer)", "skip_out(consumer)"),
     Fault(
         "maps not awaited",
         EPILOGUE,
@@ -139,14 +152,21 @@ FAULTS = [
 # More tiles than slots; ragged on both sides, with blank rows within a tile; both prologues.
 WGRAD_CASES = [
     conv3x3_halo_wgrad_calls.Case(64, 1, 4, 18, 11, seed=1),
-    conv3x3_halo_wgrad_calls.Case(128, 2, 3, 19, 21, prologue="packed", splits=2, seed=2),
+    conv3x3_halo_wgrad_calls.Case(128, 2, 3, 19, 21, prologue="packed", splits=2, seed=2, filters=192),
     conv3x3_halo_wgrad_calls.Case(64, 1, 4, 18, 11, batch=False, prologue="", seed=1),
     conv3x3_halo_wgrad_calls.Case(64, 1, 1, 4, 4, splits=2),
 ]
 
 WGRAD_FAULTS = [
     Fault("filters and channels swapped", WGRAD_PLAN, "pair / slices", "pair % slices"),
-    Fault("splits overlap", WGRAD_PLAN, "block_index() / (slices * slices)", "0"),
+    Fault("splits overlap", WGRAD_PLAN, "block_index() / pairs", "0"),
+    Fault("as many filters as channels", WGRAD_PLAN, "arguments.filters / kFilterTile", "slices"),
+    Fault(
+        "partials of the split before overwritten",
+        WGRAD,
+        "static_cast<int64_t>(share.split) * arguments.filters",
+        "share.split * arguments.channels",
+    ),
     Fault("z's bytes not expected", WGRAD, "(1 + has_z) * P::kGradientBytes", "P::kGradientBytes"),
     Fault("slot overwritten before it is empty", WGRAD, "mbarrier_wait(P::halo_empty(at.slot), at.parity ^ 1);", ""),
     Fault("first filters for every block", WGRAD, "share.filter_slice * kFilterTile", "0"),

@@ -19,7 +19,7 @@ from tests.conv3x3_halo_dgrad_calls import (
 
 pytestmark = emulated.needs_compiler
 
-# Where 3x3 convolutions of C -> C channels stand in ResNet-50; h and w are those of their input.
+# Where 3x3 convolutions stand in ResNets, the last three in ResNet-18 and 34; h and w are those of their input.
 RESNET = [
     Case(64, 1, 1, 56, 56),
     Case(128, 1, 1, 28, 28),
@@ -28,6 +28,9 @@ RESNET = [
     Case(256, 2, 1, 28, 28),
     Case(512, 1, 2, 7, 7),
     Case(512, 2, 1, 14, 14),
+    Case(64, 2, 1, 56, 56, below="block", filters=128),
+    Case(128, 2, 1, 28, 28, below="block", filters=256),
+    Case(256, 2, 1, 14, 14, below="block", filters=512),
 ]
 
 
@@ -70,6 +73,17 @@ ODD = [
     Case(128, 1, 2, 13, 10, torch.float16, below="block", seed=2),
     Case(256, 1, 1, 11, 7, below="block", seed=1),
     Case(512, 1, 2, 5, 4, below="block"),
+    Case(64, 1, 2, 20, 11, torch.float16, below="masked block", blocks=1, seed=2),
+    Case(128, 1, 1, 9, 9, below="masked skip", batch=False, seed=1),
+    Case(256, 1, 1, 17, 9, below="masked block"),
+    Case(512, 1, 1, 6, 3, torch.float16, below="masked block", seed=1),
+    Case(64, 2, 2, 35, 19, torch.float16, below="masked block", blocks=1, seed=1, filters=128),
+    Case(64, 2, 3, 1, 2, batch=False, below="skip", blocks=3, filters=128),
+    Case(64, 2, 2, 66, 9, blocks=1, seed=2, filters=128),
+    Case(128, 2, 2, 13, 18, torch.float16, below="block", blocks=1, seed=2, filters=256),
+    Case(128, 2, 3, 9, 1, below="skip", filters=256),
+    Case(256, 2, 3, 7, 10, below="masked block", blocks=1, filters=512),
+    Case(256, 2, 1, 6, 3, torch.float16, below="", seed=1, filters=512),
 ]
 
 
@@ -78,7 +92,16 @@ def test_odd_sizes_and_every_variant(case):
     check(case)
 
 
-@pytest.mark.parametrize("case", [Case(64, 1, 2, 20, 12), Case(64, 2, 2, 20, 12), Case(256, 2, 2, 9, 10)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(64, 1, 2, 20, 12),
+        Case(64, 2, 2, 20, 12),
+        Case(256, 2, 2, 9, 10),
+        Case(64, 2, 2, 20, 12, below="block", filters=128),
+    ],
+    ids=str,
+)
 def test_every_schedule_gives_the_same_bits(case):
     inputs = make_inputs(case)
     first = run(case, inputs)
@@ -97,7 +120,11 @@ def test_partials_of_any_number_of_rows(rows):
     check_partials(case, inputs, outputs)
 
 
-@pytest.mark.parametrize("case", [Case(64, 2, 2, 12, 12), Case(128, 1, 2, 12, 12)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(64, 2, 2, 12, 12), Case(128, 1, 2, 12, 12), Case(64, 2, 2, 12, 12, below="skip", filters=128)],
+    ids=str,
+)
 def test_nan_and_infinity_go_where_the_reference_sends_them(case):
     inputs = make_inputs(case)
     inputs.g[0, 0, 0, 3] = torch.nan
@@ -119,6 +146,17 @@ def test_a_nan_below_lets_the_gradient_pass():
     assert outputs.dx.nonzero().tolist() == [[0, 1, 2, 7]]
 
 
+def test_a_nan_in_what_masks_the_skip_lets_it_pass_and_a_masked_nan_is_dropped():
+    case = Case(64, 1, 1, 4, 4, below="masked skip")
+    inputs = make_inputs(case)
+    inputs.skip_out[:] = 0
+    without = run(dataclasses.replace(case, below=""), inputs).dx
+    inputs.skip[:] = torch.nan
+    assert torch.equal(run(case, inputs).dx, without)
+    inputs.skip_out[0, 1, 2, 7] = torch.nan
+    assert run(case, inputs).dx.isnan().nonzero().tolist() == [[0, 1, 2, 7]]
+
+
 def test_a_masked_nan_is_dropped():
     case = Case(64, 1, 1, 4, 4)
     inputs = make_inputs(case)
@@ -136,17 +174,18 @@ def _call(**changes):
     inputs = make_inputs(case)
     arguments = {"g": inputs.g, "z": inputs.z, "a": inputs.a, "b": inputs.b, "c_": inputs.c, "weight": inputs.weight}
     arguments |= {"below_z": inputs.below_z, "below_scale": inputs.below_scale, "below_shift": inputs.below_shift}
-    arguments |= {"below_mean": inputs.below_mean, "below_out": None, "skip": None}
+    arguments |= {"below_mean": inputs.below_mean, "below_out": None, "skip": None, "skip_out": None}
     arguments |= {"dx": torch.empty(case.size, dtype=case.dtype)}
     arguments |= {"partials": torch.zeros(1, 2, 64), "rows": 1, "type": 0, "n": 1, "h": 6, "w": 6, "c": 64}
-    arguments |= {"stride": 1, "blocks": 2, "seed": 0, "workers": 1} | changes
+    arguments |= {"k": 64, "stride": 1, "blocks": 2, "seed": 0, "workers": 1} | changes
     emulated.call(emulated.library("conv3x3_halo_dgrad").run_conv3x3_halo_dgrad, *arguments.values())
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"c": 96}, "96 channels are none of 64, 128, 256 and 512"),
+        ({"c": 96}, "96 channels to 64 with stride 1: it takes 64, 128, 256 or 512 to as many, and with stride 2"),
+        ({"k": 128}, "64 channels to 128 with stride 1: it takes"),
         ({"stride": 3}, "stride 3 is neither 1 nor 2"),
         ({"type": 2}, "element type 2 is neither bfloat16 .0. nor float16"),
         ({"g": None}, "g is missing"),
@@ -159,9 +198,10 @@ def _call(**changes):
         ({"partials": None}, "below_z, below_mean and partials must be given together"),
         (
             {"skip": torch.zeros(1 << 14, dtype=torch.bfloat16), "stride": 2},
-            "skip and below_out go with stride 1 alone",
+            "skip and below_out go with stride 1, or with twice as many filters as channels",
         ),
         ({"below_out": torch.zeros(1 << 14, dtype=torch.bfloat16)}, "below_out masks in the place of below_scale"),
+        ({"skip_out": torch.zeros(1 << 14, dtype=torch.bfloat16)}, "skip is missing, and there is a skip_out"),
         ({"n": 1 << 14, "h": 64, "w": 64}, "dx has 2.31 elements or more"),
         ({"h": 0}, "dx has an extent that is not positive"),
         ({"rows": 0}, "partials must have at least one row"),

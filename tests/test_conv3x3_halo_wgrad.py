@@ -10,7 +10,7 @@ from tests.conv3x3_halo_wgrad_calls import Case, check, expected, loaded_bytes, 
 
 pytestmark = emulated.needs_compiler
 
-# Where 3x3 convolutions of C -> C channels stand in ResNet-50; h and w are those of their input.
+# Where 3x3 convolutions stand in ResNets, the last two in ResNet-18 and 34; h and w are those of their input.
 RESNET = [
     Case(64, 1, 1, 56, 56, splits=2),
     Case(128, 1, 1, 28, 28),
@@ -19,6 +19,8 @@ RESNET = [
     Case(256, 2, 1, 28, 28),
     Case(512, 1, 1, 7, 7, dtype=torch.float16),
     Case(512, 2, 1, 14, 14),
+    Case(64, 2, 1, 56, 56, prologue="", filters=128),
+    Case(256, 2, 1, 14, 14, prologue="", filters=512),
 ]
 
 
@@ -28,7 +30,7 @@ def test_resnet_sizes_within_rounding_and_loads(case):
     other."""
     check(case)
     p, q = ((extent - 1) // case.stride + 1 for extent in (case.h, case.w))
-    read_once = 2 * case.channels * case.n * (case.h * case.w + 2 * p * q) * (case.channels // 64)
+    read_once = 2 * case.channels * case.n * (case.h * case.w + 2 * p * q) * (case.k // 64)
     assert read_once <= loaded_bytes() <= 1.5 * read_once
 
 
@@ -47,6 +49,9 @@ ODD = [
     Case(128, 2, 2, 7, 6, seed=1, splits=2),
     Case(192, 1, 1, 5, 9, seed=2),
     Case(256, 2, 1, 12, 19, torch.float16, batch=False),
+    Case(64, 2, 2, 13, 21, torch.float16, splits=2, seed=1, filters=192),
+    Case(128, 2, 2, 5, 18, prologue="packed", splits=3, filters=256),
+    Case(128, 1, 2, 9, 4, prologue="", filters=64),
 ]
 
 
@@ -64,13 +69,13 @@ def test_every_schedule_gives_the_same_bits(case):
 
 
 @pytest.mark.parametrize(
-    ("channels", "stride", "size", "splits"), [(64, 1, 56, 132), (256, 2, 28, 8), (512, 1, 7, 2), (64, 1, 4, 2)]
+    ("channels", "stride", "size", "splits"), [(64, 1, 56, 132), (256, 2, 28, 4), (512, 1, 7, 2), (64, 1, 4, 2)]
 )
 def test_splits_give_every_multiprocessor_a_block(channels, stride, size, splits):
     """Of 132, and no more of them than tiles: four images of 4 x 4 pixels, 19 rows with the blank ones, are two."""
     n = 256 if size > 4 else 4
     function = emulated.library("conv3x3_halo_wgrad").conv3x3_halo_wgrad_splits
-    assert function(n, size, size, channels, stride, 132) == splits
+    assert function(n, size, size, channels, channels * stride, stride, 132) == splits
 
 
 def test_a_split_without_tiles_leaves_zeros():
@@ -96,7 +101,7 @@ def _call(**changes):
     arguments = {"g": inputs.g, "z": inputs.z, "a": inputs.a, "b": inputs.b, "c_": inputs.c, "x": inputs.x}
     arguments |= {"in_scale": inputs.in_scale, "in_shift": inputs.in_shift, "limit": 0.0}
     arguments |= {"partials": torch.zeros(1, 64, 9, 64), "splits": 1, "type": 0, "n": 1, "h": 6, "w": 6, "c": 64}
-    arguments |= {"stride": 1, "seed": 0, "workers": 1} | changes
+    arguments |= {"k": 64, "stride": 1, "seed": 0, "workers": 1} | changes
     emulated.call(emulated.library("conv3x3_halo_wgrad").run_conv3x3_halo_wgrad, *arguments.values())
 
 
@@ -104,6 +109,7 @@ def _call(**changes):
     ("changes", "said"),
     [
         ({"c": 96}, "96 channels are no multiple of 64"),
+        ({"k": 96}, "96 filters are no multiple of 64"),
         ({"stride": 3}, "stride 3 is neither 1 nor 2"),
         ({"type": 2}, "element type 2 is neither bfloat16 .0. nor float16"),
         ({"g": None}, "g is missing"),

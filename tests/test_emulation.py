@@ -58,6 +58,44 @@ def test_a_broken_rule_is_named(rule, said):
     assert said in message.decode()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cluster_exchanges_what_was_sent(seed):
+    function = emulated.library("cluster").check_cluster
+    function.restype = ctypes.c_char_p
+    message = function(seed)
+    assert message is None, message.decode()
+
+
+ENDS_EARLY = "block 0 may end before another CTA of its cluster has used its shared memory for the last time"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("remote bounds", ["store from another CTA out of bounds: shared address 0x1010"]),
+        ("remote address", ["generic write out of bounds: shared address 0x1000000"]),
+        ("rank", ["rank 4 of a cluster of 4"]),
+        ("two CTAs", ["store to another CTA than that of its mbarrier"]),
+        ("no cluster_sync", ["before a barrier ordered this after its initialisation", "was never initialised"]),
+        ("in flight", ["generic read of 0x400 while a store from another CTA into it is in flight"]),
+        ("not taken", ["store from another CTA of 0x400 is not ordered after a write by warp 0", "is in flight"]),
+        ("proxy", ["TMA store of 0x400, where another CTA has stored something"]),
+        ("expect_tx", ["mbarrier 0x1000 parity 0 (phase 0, 0 of 1 arrivals and 16 B missing)"]),
+        ("early end", [ENDS_EARLY]),
+        ("early credit", [ENDS_EARLY]),
+        ("missing a thread", ["block 1\n  63 threads from thread 1 on wait for cluster barrier"]),
+    ],
+)
+def test_a_broken_rule_of_the_cluster_is_named(rule, said, seed):
+    """Under either schedule, though not in the same words where it decides who comes first."""
+    function = emulated.library("cluster").check_cluster_rule
+    function.restype = ctypes.c_char_p
+    message = function(rule.encode(), seed)
+    assert message is not None, f"nothing was said of a kernel that breaks the rule {rule!r}"
+    assert any(words in message.decode() for words in said), message.decode()
+
+
 def test_generated_header_is_what_its_generator_writes():
     path = emulated.CSRC / "device" / "ptx" / "generate_wgmma.py"
     spec = importlib.util.spec_from_file_location("generate_wgmma", path)

@@ -9,6 +9,7 @@ import torch
 
 import fused_resnet
 from fused_resnet import ArgumentError, freeze, graphs
+from fused_resnet.backends.promises import COUNTS, constant_weights, weights_are_constant, zero_counts
 
 
 class Recorder:
@@ -59,7 +60,7 @@ def replayed(monkeypatch):
 
     def remembered(x):
         captured = capture(x)
-        captured.graph.run = lambda: captured.y.copy_(captured.x * 2)
+        captured.graph.run = torch.inference_mode()(lambda: captured.y.copy_(captured.x * 2))
         return captured
 
     made._capture = remembered
@@ -92,6 +93,53 @@ def test_the_oldest_shape_goes_first(replayed):
     assert recorder.captures == graphs.MOST + 1, "the second shape is still there"
     call(gpu(1, 2))
     assert recorder.captures == graphs.MOST + 2, "the first is not"
+
+
+def test_weights_are_promised_to_be_constant_in_the_capture_alone(monkeypatch):
+    Recorder(monkeypatch)
+    promised = []
+    graphs.Graphs(lambda x: promised.append(weights_are_constant()) or x)._capture(gpu(2, 3))
+    assert promised == [False] * graphs.WARM_UP + [True] and not weights_are_constant()
+
+
+def test_a_graph_is_of_one_precision(replayed, monkeypatch):
+    call, recorder = replayed
+    x = gpu(2, 3)
+    call(x)
+    with monkeypatch.context() as under:
+        under.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        call(x), call(x)
+    assert recorder.captures == 2
+    convolutions = torch.backends.cudnn.conv
+    before, other = convolutions.fp32_precision, "ieee" if convolutions.fp32_precision == "tf32" else "tf32"
+    try:
+        convolutions.fp32_precision = other
+        call(x), call(x)
+    finally:
+        convolutions.fp32_precision = before
+    call(x)
+    assert recorder.captures == 3
+
+
+def test_a_graph_captured_in_inference_mode_serves_other_calls(replayed):
+    call, recorder = replayed
+    x = gpu(2, 3)
+    with torch.inference_mode():
+        call(x)
+    with torch.no_grad():
+        assert torch.equal(call(x), x * 2)
+    assert recorder.captures == 1
+
+
+def test_counts_are_shared_within_the_promise_alone():
+    device = torch.device("cpu")
+    assert zero_counts(3, device).tolist() == [0] * 3
+    with constant_weights():
+        first = zero_counts(3, device)
+        assert first is zero_counts(4, device) and not first.any() and len(first) >= 4
+        assert zero_counts(COUNTS + 1, device) is not first
+    with constant_weights():
+        assert zero_counts(3, device) is not first
 
 
 def test_on_a_cpu_it_says_what_to_do():

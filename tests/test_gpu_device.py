@@ -148,11 +148,15 @@ def _tuple(result) -> tuple[Tensor, ...]:
 # ---- small shapes, once each, for compute-sanitizer: few launches, and none but ours ----
 
 SIXTY_FOUR = ConvShape(2, 64, 9, 10, 64, 3, 3, (1, 1), (1, 1))
+FEW_PIXELS = ConvShape(1, 128, 5, 6, 128, 3, 3, (1, 1), (1, 1))  # whose tiles blocks share
 STRIDED = ConvShape(1, 64, 9, 10, 64, 3, 3, (2, 2), (1, 1))
 POINTWISE = ConvShape(1, 64, 9, 10, 72, 1, 1)
+FEW_FILTERS = ConvShape(1, 136, 9, 10, 64, 1, 1)  # whose products a block holds
+MANY_FILTERS = ConvShape(1, 64, 9, 10, 520, 1, 1)  # whose products a cluster of blocks holds
 POOLED = ConvShape(1, 64, 9, 10, 64, 3, 3, (2, 2), (1, 1))
 SMALL = [
     ("conv_scale_shift_act", ConvCase(SIXTY_FOUR, residual="same", dtype=BF16)),
+    ("conv_scale_shift_act", ConvCase(FEW_PIXELS, residual="same", dtype=BF16)),
     ("conv_scale_shift_act", ConvCase(STRIDED, dtype=BF16)),
     ("conv_scale_shift_act", ConvCase(POINTWISE, dtype=torch.float16)),
     ("global_avg_pool", dataclasses.replace(POOL_CASES[0], dtype=BF16)),
@@ -167,7 +171,9 @@ SMALL = [
         ("conv_dgrad", STRIDED, ("below",)),
         ("conv_wgrad", SIXTY_FOUR, ("prologue",)),
         ("conv1x1_backward", POINTWISE, ("rectified", "skip")),
+        ("conv1x1_backward", FEW_FILTERS, ("rectified", "skip_out")),
         ("gram_products", POINTWISE, ("prologue", "out")),
+        ("gram_products", MANY_FILTERS, ("prologue", "out")),
         ("gram_backward_finish", POINTWISE, ("prologue",)),
         ("bn_act_backward", SIXTY_FOUR, ("out",)),
         ("bn_backward_apply", SIXTY_FOUR, ()),

@@ -3,15 +3,20 @@
 //   store_matrix_x4(a, r0..r3)      stmatrix: lane 8 * i + r gives the address of row r of the 8x8 matrix i
 //   pack<type>(low, high)           two float32, rounded to nearest even
 //   pack_relu<type>(low, high)      the same of max(v, 0); NaN comes out as NaN
-//   load_pair(p)                    two neighbouring float32 of global memory, read-only
+//   load_pair(p)                    two neighbouring float32 of global memory
 //   load_uncached(p)                four float32 that other CTAs have written during this kernel
 //   settled(d)                      after wgmma_wait: the compiler may not have read d before
+//   release(barrier)                this warp's arrival: it has read what the barrier guards
 #pragma once
 #include "device/global.cuh"
 
 struct alignas(8) Floats2 {
     float value[2];
 };
+
+DEVICE void release(SmemAddress barrier) {
+    if (lane_index() == 0) mbarrier_arrive(barrier);
+}
 
 #ifdef __CUDACC__
 
@@ -29,11 +34,6 @@ DEVICE uint32_t pack_relu(float low, float high) {
     else
         asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
     return result;
-}
-
-DEVICE Floats2 load_pair(const float* address) {
-    float2 values = __ldg(reinterpret_cast<const float2*>(address));
-    return {{values.x, values.y}};
 }
 
 DEVICE Floats4 load_uncached(const float* address) {
@@ -68,13 +68,14 @@ DEVICE uint32_t pack_relu(float low, float high) {
                                        : pack_f16x2(positive(low), positive(high));
 }
 
-DEVICE Floats2 load_pair(const float* address) { return *reinterpret_cast<const Floats2*>(address); }
-DEVICE Floats4 load_uncached(const float* address) { return *reinterpret_cast<const Floats4*>(address); }
+DEVICE Floats4 load_uncached(const float* address) { return load_from<Floats4>(address); }
 
 template <int kCount>
 DEVICE void settled(float (&)[kCount]) {}
 
 #endif
+
+DEVICE Floats2 load_pair(const float* address) { return load_from<Floats2>(address); }
 
 template <ElementType kType>
 DEVICE uint32_t pack(float low, float high) {

@@ -22,17 +22,24 @@ struct Floats8 {
 
 #ifdef __CUDACC__
 
-// Inputs: through the read-only path, so that the compiler may move loads ahead of stores to the output.
+// Maps: through the read-only path, so that the compiler may move loads ahead of stores to the output; and ahead of
+// wait_for_previous_grid, therefore not in kernels that call it.
 DEVICE Chunk load_global(const uint16_t* address) {
     uint4 bits = __ldg(reinterpret_cast<const uint4*>(address));
     return {{bits.x, bits.y, bits.z, bits.w}};
 }
-DEVICE Floats4 load_global(const float* address) {
-    float4 values = __ldg(reinterpret_cast<const float4*>(address));
-    return {{values.x, values.y, values.z, values.w}};
-}
 DEVICE uint64_t load_global(const uint8_t* address) {
     return __ldg(reinterpret_cast<const unsigned long long*>(address));
+}
+
+template <class T>
+DEVICE T load_from(const void* address) {
+    return *static_cast<const T*>(address);
+}
+
+template <class T>
+DEVICE void store_to(void* address, const T& value) {
+    *static_cast<T*>(address) = value;
 }
 
 DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
@@ -49,9 +56,26 @@ DEVICE uint32_t pack_f16x2(float low, float high) {
 
 #else
 
-DEVICE Chunk load_global(const uint16_t* address) { return *reinterpret_cast<const Chunk*>(address); }
-DEVICE Floats4 load_global(const float* address) { return *reinterpret_cast<const Floats4*>(address); }
-DEVICE uint64_t load_global(const uint8_t* address) { return *reinterpret_cast<const uint64_t*>(address); }
+template <class T>
+DEVICE T load_from(const void* address) {
+    cta().global_access("load");
+    return *static_cast<const T*>(address);
+}
+
+DEVICE Chunk load_global(const uint16_t* address) {
+    cta().read_only_access();
+    return load_from<Chunk>(address);
+}
+DEVICE uint64_t load_global(const uint8_t* address) {
+    cta().read_only_access();
+    return load_from<uint64_t>(address);
+}
+
+template <class T>
+DEVICE void store_to(void* address, const T& value) {
+    cta().global_access("store");
+    *static_cast<T*>(address) = value;
+}
 
 DEVICE float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 DEVICE float widen_f16(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
@@ -62,9 +86,13 @@ DEVICE uint32_t pack_f16x2(float low, float high) {
 
 #endif
 
-DEVICE void store_global(uint16_t* address, const Chunk& chunk) { *reinterpret_cast<Chunk*>(address) = chunk; }
-DEVICE void store_global(float* address, const Floats4& values) { *reinterpret_cast<Floats4*>(address) = values; }
-DEVICE void store_global(uint8_t* address, uint64_t bytes) { *reinterpret_cast<uint64_t*>(address) = bytes; }
+// Vectors, and maps in kernels that call wait_for_previous_grid: by ordinary loads, which stay behind it.
+DEVICE Floats4 load_global(const float* address) { return load_from<Floats4>(address); }
+DEVICE Chunk load_ordered(const uint16_t* address) { return load_from<Chunk>(address); }
+
+DEVICE void store_global(uint16_t* address, const Chunk& chunk) { store_to(address, chunk); }
+DEVICE void store_global(float* address, const Floats4& values) { store_to(address, values); }
+DEVICE void store_global(uint8_t* address, uint64_t bytes) { store_to(address, bytes); }
 
 // ---- between the 16-bit formats and float32 ----
 

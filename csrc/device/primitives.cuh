@@ -14,8 +14,15 @@
 //   named_barrier_sync(id, threads)           bar.sync;  named_barrier_arrive does not wait
 //   mbarrier_init(a, arrivals)  mbarrier_init_fence()
 //   mbarrier_arrive(a)  mbarrier_arrive_expect_tx(a, bytes)  mbarrier_wait(a, parity)
+//   cluster_rank()  cluster_size()  cluster_sync()           every thread of every CTA of the cluster
+//   remote_address(a, rank)                   where a is in that CTA's shared memory, for the two that follow alone; the
+//                                             CTA must not end before they have arrived
+//   mbarrier_arrive_remote(a)                 another CTA may then overwrite what I have read; orders no writes of mine
+//   store_remote(a, v, mbarrier)              16 bytes to another CTA, which land before the phase of that CTA's mbarrier
+//                                             completes that expects them; what they overwrite is generic-proxy memory
 //   fence_proxy_async()                       my generic writes to shared memory become visible to TMA and wgmma
 //   tma_load_4d(dst, map, mbarrier, c0..c3)   bytes land before the mbarrier's phase completes; dst 128 B aligned
+//   tma_prefetch_map(map)                     a hint: the map will be needed
 //   tma_store_4d(map, src, c0..c3)  tma_store_commit()  tma_store_wait_read()   source reusable after the wait
 //   wgmma_fence()  wgmma_commit()  wgmma_wait<groups in flight>()
 //   wgmma_rs<type, N, b_major>(d, a, b_descriptor, accumulate)           m64 n(N) k16, A in registers
@@ -29,6 +36,10 @@
 //   fma_relu_oob<type>(x, scale, bias)        two at a time: max(x * scale + bias, 0), and 0 where x is TMA's OOB NaN
 //   pack_bf16x2(low, high)
 //   atomic_increment(counter) -> old          device scope, relaxed;  memory_fence_gpu() orders it
+//   wait_for_previous_grid()                  until the grid before this one has ended and its writes are visible; in a
+//                                             kernel of launch/check.h's run_dependent, before anything that another
+//                                             kernel may write or still read. Elsewhere, and below sm_90, nothing
+//   launch_next_grid()                        once all blocks have called this or ended, a dependent grid may start
 // clang-format on
 #pragma once
 #include <cstdint>

@@ -9,12 +9,12 @@ extern "C" const char* run_bottleneck_inference(Pointer x, Pointer weight1, Poin
                                                 Pointer scale3, Pointer shift3, Pointer downsample,
                                                 Pointer downsample_scale, Pointer downsample_shift, Pointer y,
                                                 int element_type, int n, int h, int w, int c_in, int c, int stride,
-                                                int blocks, int seed, int workers) {
+                                                int weights_ready, int blocks, int seed, int workers) {
     emu::stored_output_bytes = 0;
     return message_of(blocks, seed, workers, [&] {
         launch::bottleneck_inference(x, weight1, scale1, shift1, weight2, scale2, shift2, weight3, scale3, shift3,
                                      downsample, downsample_scale, downsample_shift, y, element_type, n, h, w, c_in, c,
-                                     stride, 0);
+                                     stride, weights_ready, 0);
     });
 }
 

@@ -7,10 +7,10 @@ using launch::Pointer;
 extern "C" const char* run_conv1x1_act(Pointer x, Pointer weight, Pointer in_scale, Pointer in_shift, Pointer scale,
                                        Pointer shift, Pointer residual, Pointer y, Pointer products, Pointer arrivals,
                                        int splits, int element_type, int n, int h, int w, int c, int k, int stride,
-                                       int relu, int blocks, int seed, int workers) {
+                                       int relu, int weights_ready, int blocks, int seed, int workers) {
     return message_of(blocks, seed, workers, [&] {
         launch::conv1x1_act(x, weight, in_scale, in_shift, scale, shift, residual, y, products, arrivals, splits,
-                            element_type, n, h, w, c, k, stride, relu, 0);
+                            element_type, n, h, w, c, k, stride, relu, weights_ready, 0);
     });
 }
 

@@ -6,21 +6,21 @@ using launch::Pointer;
 
 extern "C" const char* run_conv3x3_halo_act(Pointer x, Pointer weight, Pointer in_scale, Pointer in_shift,
                                             float packed_limit, Pointer scale, Pointer shift, Pointer residual,
-                                            Pointer y, int element_type, int n, int h, int w, int c, int stride,
-                                            int relu, int blocks, int seed, int workers) {
+                                            Pointer y, int element_type, int n, int h, int w, int c, int k, int stride,
+                                            int relu, int weights_ready, int blocks, int seed, int workers) {
     return message_of(blocks, seed, workers, [&] {
         launch::conv3x3_halo_act(x, weight, in_scale, in_shift, packed_limit, scale, shift, residual, y, element_type,
-                                 n, h, w, c, stride, relu, 0);
+                                 n, h, w, c, k, stride, relu, weights_ready, 0);
     });
 }
 
 extern "C" const char* run_conv3x3_halo_stats(Pointer x, Pointer weight, Pointer in_scale, Pointer in_shift,
                                               float packed_limit, Pointer z, Pointer partials, int partial_rows,
-                                              int element_type, int n, int h, int w, int c, int stride, int blocks,
-                                              int seed, int workers) {
+                                              int element_type, int n, int h, int w, int c, int k, int stride,
+                                              int blocks, int seed, int workers) {
     return message_of(blocks, seed, workers, [&] {
         launch::conv3x3_halo_stats(x, weight, in_scale, in_shift, packed_limit, z, partials, partial_rows, element_type,
-                                   n, h, w, c, stride, 0);
+                                   n, h, w, c, k, stride, 0);
     });
 }
 

@@ -1,18 +1,27 @@
 // One CTA under emulation: its barriers, its shared memory and its asynchronous engines, over its scheduler.
 #pragma once
 #include <functional>
+#include <memory>
 #include <numeric>
 
-#include "emulation/scheduler.hpp"
+#include "emulation/barriers.hpp"
 #include "emulation/shared_memory.hpp"
 #include "emulation/tensor_map.hpp"
 #include "emulation/wgmma.hpp"
 
 namespace emu {
 
-class Cta : public Scheduler {
+class Cta;
+
+struct Cluster {
+    std::vector<std::unique_ptr<Cta>> ctas;  // by rank
+    NamedBarrier barrier;
+};
+
+class Cta : public Barriers {
   public:
-    Cta(const LaunchShape& shape, int block, const std::function<void()>& kernel) : Scheduler(shape, block, kernel) {
+    Cta(const LaunchShape& shape, int block, const std::function<void()>& kernel, Cluster& cluster)
+        : Barriers(shape, block, kernel), cluster_(cluster) {
         shared_.reset(shape.shared_bytes);
         exchanges_.resize(shape.threads / 32);
         warpgroups_.resize(shape.threads / 128);
@@ -24,58 +33,12 @@ class Cta : public Scheduler {
     static Cta& running() { return static_cast<Cta&>(*Scheduler::running); }
 
     SharedMemory& shared() { return shared_; }
-    SharedMemory::Agent agent() { return {current_->warp(), current_->index, clocks_[current_->warp()]}; }
 
     // ---- barriers ----
 
-    void named_barrier(int id, int threads, bool wait) {
-        if (id < 0 || id > 15) fail("named barrier %d does not exist", id);
-        if (threads % 32) fail("named barrier %d: %d threads is not a multiple of 32", id, threads);
-        NamedBarrier& barrier = named_barriers_[id];
-        if (barrier.arrived == 0) barrier.expected = threads;
-        if (barrier.expected != threads)
-            fail("named barrier %d: %d threads expected, %d given", id, barrier.expected, threads);
-        uint32_t generation = barrier.generation;
-        release(barrier.clock);
-        if (++barrier.arrived == barrier.expected) {
-            barrier.arrived = 0;
-            ++barrier.generation;
-            ++progress_;
-        }
-        if (!wait) return;
-        block_until([&] { return barrier.generation != generation; },
-                    {"named barrier", uint32_t(id), uint32_t(threads)});
-        acquire(barrier.clock);
-    }
-
     void mbarrier_init(uint32_t address, int count) {
         shared_.check_bounds(address, 8, 8, "mbarrier.init");
-        Mbarrier barrier;
-        barrier.count = barrier.pending = count;
-        barrier.initializer = current_->warp();
-        barrier.initializer_thread = current_->index;
-        barrier.initialized = clocks_[current_->warp()].seen[current_->warp()];
-        mbarriers_[address] = barrier;
-    }
-
-    void mbarrier_init_fence() {
-        for (auto& [address, barrier] : mbarriers_)
-            if (barrier.initializer_thread == current_->index) barrier.fenced = true;
-    }
-
-    void mbarrier_arrive(uint32_t address, int64_t expect_bytes) {
-        Mbarrier& barrier = find_mbarrier(address);
-        release(barrier.clock);
-        barrier.tx_bytes += expect_bytes;
-        if (barrier.pending == 0) fail("mbarrier 0x%x: more than %d arrivals in one phase", address, barrier.count);
-        --barrier.pending;
-        maybe_flip(barrier);
-    }
-
-    void mbarrier_wait(uint32_t address, uint32_t parity) {
-        Mbarrier& barrier = find_mbarrier(address);
-        block_until([&] { return (barrier.phase & 1) != parity; }, {"mbarrier", address, parity});
-        acquire(barrier.clock);
+        start_mbarrier(address, count);
     }
 
     // ---- collectives of one warp ----
@@ -129,13 +92,15 @@ class Cta : public Scheduler {
     // destination may begin anywhere in its pattern, as the CUDA guide's rule for its index has it: the XOR takes bits
     // of the shared address. The map is kept by value: the thread that passed it may be gone by then.
     void tma_load(uint32_t shared, const TensorMap& map, uint32_t mbarrier, const Coordinates& origin) {
-        if (!find_mbarrier(mbarrier).fenced)
+        if (!map.constant) global_access("TMA load");
+        if (!find_mbarrier(mbarrier, agent()).fenced)
             fail("TMA load onto mbarrier 0x%x, which was initialised without fence.mbarrier_init", mbarrier);
         shared_.async_write_begin(agent(), shared, map.box_bytes(), "TMA load");
         loads_.push_back({shared, map, mbarrier, origin});
     }
 
     void tma_store(const TensorMap& map, uint32_t shared, const Coordinates& origin) {
+        global_access("TMA store");
         shared_.check_bounds(shared, map.box_bytes(), 128, "TMA store");
         for_each_line(shared, map.box_bytes(),
                       [&](uint32_t line) { shared_.async_read_begin(agent(), line, "TMA store"); });
@@ -151,11 +116,68 @@ class Cta : public Scheduler {
     void tma_store_wait() {
         std::erase_if(current_->stores, [&](const TmaStore& store) {
             if (!store.committed) return false;
-            for_each_line(store.shared, store.bytes, [&](uint32_t line) {
-                shared_.async_read_end(current_->warp(), clocks_[current_->warp()], line);
-            });
+            for_each_line(store.shared, store.bytes,
+                          [&](uint32_t line) { shared_.async_read_end(current_->warp(), agent().seen, line); });
             return true;
         });
+    }
+
+    // Nobody can run without more bytes: lets something arrive. False where nothing is under way.
+    bool deliver() {
+        if (!loads_.empty())
+            complete_tma_loads();
+        else if (!remote_stores_.empty())
+            complete_remote_stores();
+        else
+            return false;
+        return true;
+    }
+
+    // ---- the cluster ----
+
+    // Above the bytes of any shared memory: an address of another CTA's is out of bounds for whoever forgets that.
+    static constexpr int kRankShift = 24;
+
+    uint32_t remote_address(uint32_t address, int rank) const {
+        if (rank < 0 || rank >= shape_.cluster) fail("rank %d of a cluster of %d", rank, shape_.cluster);
+        return address | uint32_t(rank + 1) << kRankShift;
+    }
+
+    // A GPU takes a thread that has ended for one that has come; here every thread must come.
+    void cluster_sync() {
+        cluster_.barrier.expected = shape_.cluster * shape_.threads;
+        meet(cluster_.barrier, true, {"cluster barrier", 0, 0});
+    }
+
+    void mbarrier_arrive_remote(uint32_t remote) {
+        Cta& other = owner(remote);
+        uint32_t address = local(remote);
+        Mbarrier& barrier = other.find_mbarrier(address, agent_in(other.rank()));
+        other.touched_[rank()][current_->warp()] = agent().seen[current_->warp()];
+        release(barrier.clock);
+        other.count_arrival(barrier, address);
+    }
+
+    // Arrives like the bytes of a TMA load, only when no thread can run without it.
+    void store_remote(uint32_t remote, const void* value, uint32_t size, uint32_t remote_mbarrier) {
+        Cta& other = owner(remote);
+        if (&owner(remote_mbarrier) != &other) fail("store to another CTA than that of its mbarrier");
+        Agent by = agent_in(other.rank());
+        other.find_mbarrier(local(remote_mbarrier), by);
+        other.shared_.remote_write_begin(by, local(remote), size);
+        auto* bytes = static_cast<const uint8_t*>(value);
+        other.remote_stores_.push_back({local(remote), {bytes, bytes + size}, local(remote_mbarrier)});
+    }
+
+    // At the end of the cluster: shared memory is gone once its CTA has ended, so that must come after every access.
+    void check_outlived() const {
+        Clock last;
+        for (const Clock& clock : clocks_) last.join(clock);
+        if (!remote_stores_.empty() || !last.covers(touched_))
+            fail(
+                "block %d may end before another CTA of its cluster has used its shared memory for the last time;"
+                " it must wait for that, or call cluster_sync at its end",
+                block());
     }
 
     // ---- wgmma ----
@@ -181,7 +203,7 @@ class Cta : public Scheduler {
             int first_warp = current_->index / 128 * 4;
             for (uint32_t line : group.retire(groups_in_flight))
                 for (int warp = first_warp; warp < first_warp + 4; ++warp)
-                    shared_.async_read_end(warp, clocks_[warp], line);
+                    shared_.async_read_end(warp, agent_of(warp).seen, line);
         }
         block_until([&] { return group.waits_completed > round; },
                     {"wgmma.wait_group", uint32_t(current_->index / 128), 0});
@@ -196,37 +218,24 @@ class Cta : public Scheduler {
         Coordinates origin;
     };
 
-    // ---- for the scheduler ----
-
-    bool deliver() override {
-        if (loads_.empty()) return false;
-        complete_tma_loads();
-        return true;
-    }
-    std::string waits() const override { return describe_waits(threads_, mbarriers_, named_barriers_); }
     void check_exit() const override {
         if (!current_->stores.empty()) fail("exit with a TMA store that was not waited for");
     }
 
-    // The mbarrier at this address, which the running thread must know to be initialised.
-    Mbarrier& find_mbarrier(uint32_t address) {
-        auto found = mbarriers_.find(address);
-        if (found == mbarriers_.end()) fail("mbarrier 0x%x was never initialised", address);
-        const Mbarrier& barrier = found->second;
-        int warp = current_->warp();
-        if (warp != barrier.initializer && clocks_[warp].seen[barrier.initializer] < barrier.initialized)
-            fail("race: mbarrier 0x%x is used before a barrier ordered this after its initialisation", address);
-        return found->second;
-    }
+    struct RemoteStore {
+        uint32_t shared;
+        std::vector<uint8_t> payload;
+        uint32_t mbarrier;
+    };
 
-    void maybe_flip(Mbarrier& barrier) {
-        if (barrier.pending > 0 || barrier.tx_bytes != 0) return;
-        ++barrier.phase;
-        barrier.pending = barrier.count;
-        ++progress_;
+    Cta& owner(uint32_t remote) const {
+        uint32_t rank = remote >> kRankShift;
+        if (rank > cluster_.ctas.size()) fail("0x%x is an address of no block of the cluster", remote);
+        return *cluster_.ctas[rank ? rank - 1 : this->rank()];
     }
+    static uint32_t local(uint32_t remote) { return remote & ((1u << kRankShift) - 1); }
 
-    // Nobody can run without more bytes: deliver the oldest load, or with a schedule seed any number in any order.
+    // The oldest load, or with a schedule seed any number in any order.
     void complete_tma_loads() {
         int count = randomized() ? 1 + random_below(int(loads_.size())) : 1;
         for (; count > 0; --count) {
@@ -237,12 +246,20 @@ class Cta : public Scheduler {
         }
     }
 
+    void complete_remote_stores() {
+        size_t left = randomized() ? random_below(int(remote_stores_.size())) : 0;
+        if (randomized()) shuffle(remote_stores_);
+        for (; remote_stores_.size() > left; remote_stores_.pop_back()) {
+            const RemoteStore& store = remote_stores_.back();
+            shared_.async_write_end(store.shared, store.payload, ++tma_epoch_);
+            count_bytes(store.mbarrier, uint32_t(store.payload.size()), tma_epoch_);
+            touched_[rank()][kTma] = tma_epoch_;
+        }
+    }
+
     void complete(const TmaLoad& load) {
         shared_.async_write_end(load.shared, gather(load.map, load.shared, load.origin), ++tma_epoch_);
-        Mbarrier& barrier = mbarriers_.at(load.mbarrier);
-        barrier.clock.seen[kTma] = tma_epoch_;
-        barrier.tx_bytes -= load.map.box_bytes();
-        maybe_flip(barrier);
+        count_bytes(load.mbarrier, load.map.box_bytes(), tma_epoch_);
     }
 
     // Multiplies at issue into a hidden accumulator; the registers show it after wgmma.wait_group.
@@ -250,7 +267,7 @@ class Cta : public Scheduler {
         int first_warp = current_->index / 128 * 4;
         group.execute(op, [&](uint32_t line, const char* what) {
             for (int warp = first_warp; warp < first_warp + 4; ++warp)
-                shared_.async_read_begin({warp, current_->index, clocks_[warp]}, line, what);
+                shared_.async_read_begin(agent_of(warp), line, what);
             return shared_.data(line);
         });
     }
@@ -265,10 +282,11 @@ class Cta : public Scheduler {
     std::vector<Warpgroup> warpgroups_;
     std::vector<int> budgets_;  // registers per thread, one per warpgroup
     int register_pool_ = 0;     // their sum at the launch
-    std::map<uint32_t, Mbarrier> mbarriers_;
-    std::array<NamedBarrier, 16> named_barriers_;
     std::vector<TmaLoad> loads_;
+    std::vector<RemoteStore> remote_stores_;
     uint32_t tma_epoch_ = 0;
+    Cluster& cluster_;
+    Clock touched_;  // what other CTAs have done to this one
 };
 
 }  // namespace emu

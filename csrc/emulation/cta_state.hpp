@@ -21,6 +21,8 @@ struct LaunchShape {
     uint32_t shared_bytes = 0;
     unsigned schedule_seed = 0;  // not 0: warps and TMA loads take a random order
     int workers = 1;             // operating-system threads that run blocks
+    bool dependent = false;      // on a GPU the grid may start while the one before it still runs
+    int cluster = 1;             // blocks that run together and reach each other's shared memory
 };
 
 struct WaitReason {
@@ -44,6 +46,7 @@ struct Thread {
     std::vector<TmaStore> stores;
     int collectives = 0;  // warp collectives entered so far
     bool wgmma_fenced = false;
+    bool waited_for_previous_grid = false;
 
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
@@ -54,8 +57,8 @@ struct Mbarrier {
     int pending = 0;  // arrivals still missing in this phase
     int64_t tx_bytes = 0;
     uint32_t phase = 0;
-    Clock clock;
-    int initializer = 0;  // warp and thread that initialised it, when, and whether a fence told the async proxy
+    Clock clock, completed;  // of all arrivals; of those up to the last phase that is complete
+    int initializer = 0;     // warp and thread that initialised it, when, and whether a fence told the async proxy
     int initializer_thread = 0;
     uint32_t initialized = 0;
     bool fenced = false;
@@ -65,7 +68,7 @@ struct NamedBarrier {
     int expected = 0;
     int arrived = 0;
     uint32_t generation = 0;
-    Clock clock;
+    Clock clock, completed;
 };
 
 // Operands exchanged by the 32 lanes of a collective; two buffers, so that a fast lane can enter the next one.

@@ -5,18 +5,19 @@
 #include <mutex>
 #include <thread>
 
-#include "emulation/cta.hpp"
+#include "emulation/cluster.hpp"
 
 namespace emu {
 
-// Runs the grid: each worker takes the next block and runs it to its end, so blocks must not wait for each other.
+// Runs the grid: each worker takes the next cluster and runs it to its end, so clusters must not wait for each other.
 inline void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
     std::atomic<int> next_block = 0;
     std::exception_ptr failure;
     std::mutex failure_guard;
     auto work = [&] {
         try {
-            for (int block; (block = next_block++) < shape.blocks;) Cta(shape, block, kernel).run();
+            for (int block; (block = next_block.fetch_add(shape.cluster)) < shape.blocks;)
+                ClusterRun(shape, block, kernel).run();
         } catch (...) {
             std::lock_guard guard(failure_guard);
             failure = std::current_exception();

@@ -47,10 +47,24 @@ DEVICE void mbarrier_arrive(SmemAddress barrier) { cta().mbarrier_arrive(barrier
 DEVICE void mbarrier_arrive_expect_tx(SmemAddress barrier, uint32_t bytes) { cta().mbarrier_arrive(barrier, bytes); }
 DEVICE void mbarrier_wait(SmemAddress barrier, uint32_t parity) { cta().mbarrier_wait(barrier, parity); }
 
+// ---- the cluster ----
+
+DEVICE int cluster_rank() { return cta().rank(); }
+DEVICE int cluster_size() { return cta().shape().cluster; }
+DEVICE void cluster_sync() { cta().cluster_sync(); }
+DEVICE SmemAddress remote_address(SmemAddress address, int rank) { return cta().remote_address(address, rank); }
+DEVICE void mbarrier_arrive_remote(SmemAddress barrier) { cta().mbarrier_arrive_remote(barrier); }
+template <class T>
+DEVICE void store_remote(SmemAddress address, const T& value, SmemAddress barrier) {
+    static_assert(sizeof(T) == 16);
+    cta().store_remote(address, &value, sizeof value, barrier);
+}
+
 // ---- TMA ----
 
 DEVICE void fence_proxy_async() { cta().fence_proxy_async(); }
 
+DEVICE void tma_prefetch_map(const TensorMap&) {}
 DEVICE void tma_load_4d(SmemAddress destination, const TensorMap& map, SmemAddress barrier, int c0, int c1, int c2,
                         int c3) {
     cta().tma_load(destination, map, barrier, {c0, c1, c2, c3, 0});
@@ -158,5 +172,13 @@ DEVICE uint32_t pack_bf16x2(float low, float high) {
 
 // ---- global memory ----
 
-DEVICE uint32_t atomic_increment(uint32_t* counter) { return std::atomic_ref(*counter).fetch_add(1); }
+DEVICE uint32_t atomic_increment(uint32_t* counter) {
+    cta().global_access("atomic");
+    return std::atomic_ref(*counter).fetch_add(1);
+}
 DEVICE void memory_fence_gpu() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+
+// ---- grids ----
+
+DEVICE void wait_for_previous_grid() { cta().wait_for_previous_grid(); }
+DEVICE void launch_next_grid() {}

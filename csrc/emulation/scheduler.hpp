@@ -19,34 +19,34 @@ class Scheduler {
         warp_order_.resize(shape.threads / 32);
         std::iota(warp_order_.begin(), warp_order_.end(), 0);
         random_.seed(shape.schedule_seed + 977 * block);
-        for (int warp = 0; warp < shape.threads / 32; ++warp) clocks_[warp].seen[warp] = 1;
+        for (int warp = 0; warp < shape.threads / 32; ++warp) clocks_[warp][rank()][warp] = 1;
         for (int i = 0; i < shape.threads; ++i) threads_[i].index = i;
     }
     virtual ~Scheduler() = default;
 
-    // Runs every thread to its end, each warp in turn until all wait; then the engines deliver something, or there is a
-    // deadlock.
-    void run() {
-        running = this;
+    void start() {
         for (Thread& thread : threads_) thread.fiber.prepare(&Scheduler::enter_thread);
         alive_ = shape_.threads;
-        while (alive_ > 0) {
-            uint64_t before = progress_;
-            for (int warp : next_warp_order())
-                for (int lane = 0; lane < 32; ++lane) step(threads_[warp * 32 + lane]);
-            if (progress_ == before && !deliver()) fail("deadlock\n%s", waits().c_str());
-        }
     }
 
+    // Runs each warp until it waits.
+    void turn() {
+        running = this;
+        for (int warp : next_warp_order())
+            for (int lane = 0; lane < 32; ++lane) step(threads_[warp * 32 + lane]);
+    }
+
+    bool finished() const { return alive_ == 0; }
+    uint64_t progress() const { return progress_; }  // grows with whatever happens
+
     Thread& thread() { return *current_; }
+    Agent agent() { return agent_of(current_->warp()); }
     int block() const { return block_; }
+    int rank() const { return block_ % shape_.cluster; }  // in the cluster
     const LaunchShape& shape() const { return shape_; }
 
   protected:
-    // Lets an asynchronous engine complete something; false where nothing is under way.
-    virtual bool deliver() = 0;
-    virtual std::string waits() const = 0;  // who waits for what
-    virtual void check_exit() const = 0;    // fails where the running thread must not end yet
+    virtual void check_exit() const = 0;  // fails where the running thread must not end yet
 
     static thread_local Scheduler* running;
 
@@ -61,14 +61,22 @@ class Scheduler {
 
     bool randomized() const { return shape_.schedule_seed != 0; }
     int random_below(int bound) { return std::uniform_int_distribution(0, bound - 1)(random_); }
+    template <class Items>
+    void shuffle(Items& items) {
+        std::shuffle(items.begin(), items.end(), random_);
+    }
 
     // What the running thread's warp did so far happened before what follows an acquire of `into`.
     void release(Clock& into) {
         int warp = current_->warp();
         into.join(clocks_[warp]);
-        ++clocks_[warp].seen[warp];
+        ++clocks_[warp][rank()][warp];
     }
     void acquire(const Clock& from) { clocks_[current_->warp()].join(from); }
+
+    Agent agent_of(int warp) { return {warp, current_->index, clocks_[warp][rank()]}; }
+    // The running thread, as an intruder in a CTA of its cluster.
+    Agent agent_in(int rank) { return {kAnotherCta, kAnotherCta, clocks_[current_->warp()][rank]}; }
 
     LaunchShape shape_;
     std::vector<Thread> threads_;

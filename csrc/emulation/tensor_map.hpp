@@ -26,6 +26,7 @@ struct TensorMap {
     Swizzle swizzle = Swizzle::kNone;
     OobFill fill = OobFill::kZero;
     std::atomic<int64_t>* loaded_bytes = nullptr;  // counts what loads take out of global memory, fill not included
+    bool constant = false;                         // no kernel that may still run writes it
 
     int box_elements(int dimension) const {  // element_stride[0] is ignored by the hardware
         if (dimension == 0) return box[0];

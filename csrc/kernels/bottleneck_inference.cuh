@@ -156,6 +156,7 @@ DEVICE void consume(const Parameters& parameters, int index) {
     clear_tails(consumer);
     mbarrier_arrive(P::slots_ready());
     WeightBlocks<P> weights(consumer);
+    wait_for_previous_grid();
     int tiles = 0;
     for (int at = block_index(); at < P::tile_count(arguments.problem); at += block_count(), ++tiles) {
         Tile tile = P::tile_at(arguments.problem, at);
@@ -176,6 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     bottleneck_inference_kernel(const __grid_constant__ Parameters parameters) {
     using P = Plan<kChannels, kStride, kShortcut, kWeights>;
     prepare<P>();
+    launch_next_grid();
     int warpgroup = warp_uniform(thread_index() / kWarpgroup);
     if (warpgroup == 0) {
         register_budget_decrease<P::kProducerRegisters>();

@@ -105,9 +105,12 @@ template <class P>
 DEVICE void produce(const Parameters& parameters) {
     int warp = warp_uniform(thread_index() / 32);
     if (warp == kInputWarp) {
+        tma_prefetch_map(parameters.input);
         mbarrier_wait(P::slots_ready(), 0);
+        wait_for_previous_grid();
         load_inputs<P>(parameters);
     } else if (warp == kWeightsWarp && lane_index() == 0) {
+        if (!parameters.arguments.weights_ready) wait_for_previous_grid();
         if constexpr (P::kResident)
             load_resident_weights<P>(parameters);
         else

@@ -1,14 +1,11 @@
 // bottleneck_inference, consumers: d[filter][pixel], 64 filters at once, in three products one after the other.
 #pragma once
+#include "device/gemm.cuh"
 #include "kernels/bottleneck_inference_plan.cuh"
 
 namespace bottleneck_inference {
 
 // A warp's share of the products that read a buffer is done; wgmma.wait_group speaks for the whole warp.
-DEVICE void release(SmemAddress barrier) {
-    if (lane_index() == 0) mbarrier_arrive(barrier);
-}
-
 // A consumer's walk over the blocks of weights that lie in shared memory: 64 filters x 64 channels each.
 template <class P>
 class WeightBlocks {

@@ -56,7 +56,8 @@ struct Norm {
 
 struct Arguments {
     Problem problem;
-    int slices;  // of 64 channels of the input
+    int slices;          // of 64 channels of the input
+    bool weights_ready;  // the grid before this one does not write them
     Norm conv1, conv2, conv3, downsample;
 };
 

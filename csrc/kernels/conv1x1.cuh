@@ -63,12 +63,14 @@ template <ElementType kType, int kFilters, Epilogue kEpilogue, bool kPrologue>
 __global__ void __launch_bounds__(kThreads, 1) conv1x1_kernel(const __grid_constant__ Parameters parameters) {
     using V = Variant<kType, kFilters, kEpilogue, kPrologue>;
     prepare<V>();
+    launch_next_grid();
     int warpgroup = warp_uniform(thread_index() / kWarpgroup);
     if (warpgroup == 0) {
         register_budget_decrease<24>();
         if (thread_index() == 0) produce<V>(parameters);
     } else {
         register_budget_increase<240>();
+        wait_for_previous_grid();
         consume<V>(parameters, warpgroup - 1);
     }
 }

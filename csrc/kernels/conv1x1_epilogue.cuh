@@ -1,19 +1,16 @@
 // conv1x1, consumers: what happens to a tile between the accumulators and global memory.
 #pragma once
 #include "kernels/conv1x1_statistics.cuh"
+#include "kernels/split_products.cuh"
 
 namespace conv1x1 {
 
 // ---- split channels ----
 
-// Where the first four registers lie that a thread has of a split's 64 pixels `block`; the others follow at
-// kQuadStride.
-constexpr int kQuadStride = 4 * kWarpgroup;
+// The first accumulator of a tile: of its split 0, block 0 of 64 pixels. The blocks of a split follow one another.
 template <class V>
-DEVICE float* split_products(const Arguments& arguments, int tile, int split, int block, const Consumer& consumer) {
-    int64_t accumulator = static_cast<int64_t>(tile) * arguments.problem.splits + split;
-    return arguments.products + (accumulator * kRowBlocks + block) * V::kAccumulators * kWarpgroup +
-           4 * consumer.thread;
+DEVICE float* tile_products(const Arguments& arguments, const Work& work) {
+    return arguments.products + static_cast<int64_t>(work.tile) * arguments.problem.splits * V::kSplitProducts;
 }
 
 // Whether any of the 64 pixels exists; the first of them does if one does.
@@ -24,53 +21,27 @@ DEVICE bool has_pixels(const Arguments& arguments, const Work& work, int block) 
 template <class V>
 DEVICE void store_split(const Accumulators<V>& d, const Arguments& arguments, const Work& work,
                         const Consumer& consumer) {
+    float* to = tile_products<V>(arguments, work) + work.split * V::kSplitProducts;
 #pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) {
-        if (!has_pixels(arguments, work, block)) continue;
-        float* to = split_products<V>(arguments, work.tile, work.split, block, consumer);
-#pragma unroll
-        for (int i = 0; i < V::kAccumulators; i += 4, to += kQuadStride) {
-            const float* v = &d.block[block][i];
-            store_global(to, Floats4{{v[0], v[1], v[2], v[3]}});
-        }
-    }
-}
-
-// The sum over all splits, in their order: it does not depend on which of them came last.
-template <class V>
-DEVICE void sum_splits(Accumulators<V>& d, const Arguments& arguments, const Work& work, const Consumer& consumer) {
-    d = {};
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) {
-        if (!has_pixels(arguments, work, block)) continue;
-#pragma unroll 2
-        for (int split = 0; split < arguments.problem.splits; ++split) {
-            const float* from = split_products<V>(arguments, work.tile, split, block, consumer);
-            Floats4 more[V::kAccumulators / 4];
-#pragma unroll
-            for (int quad = 0; quad < V::kAccumulators / 4; ++quad)
-                more[quad] = load_uncached(from + quad * kQuadStride);
-#pragma unroll
-            for (int i = 0; i < V::kAccumulators; ++i) d.block[block][i] += more[i / 4].value[i % 4];
-        }
-    }
+    for (int block = 0; block < kRowBlocks; ++block)
+        if (has_pixels(arguments, work, block))
+            split_products::store(d.block[block], to + block * V::kBlockProducts, consumer.thread);
 }
 
 // Whether this split of the tile was the last one to arrive; d then is the sum over all of them.
 template <class V>
 DEVICE bool join_splits(Accumulators<V>& d, const Arguments& arguments, const Work& work, const Consumer& consumer) {
+    int splits = arguments.problem.splits;
     store_split<V>(d, arguments, work, consumer);
-    memory_fence_gpu();
-    consumer.sync();
-    if (consumer.thread == 0) {
-        bool is_last = atomic_increment(&arguments.arrivals[work.tile]) + 1 == uint32_t(arguments.problem.splits);
-        if (is_last) arguments.arrivals[work.tile] = 0;  // for the next launch
-        store_shared(V::flag(consumer.index), uint32_t{is_last});
-    }
-    consumer.sync();
-    if (!load_shared<uint32_t>(V::flag(consumer.index))) return false;
-    memory_fence_gpu();
-    sum_splits<V>(d, arguments, work, consumer);
+    if (!split_products::arrives_last(&arguments.arrivals[work.tile], splits, V::flag(consumer.index), consumer))
+        return false;
+    const float* from = tile_products<V>(arguments, work);
+    d = {};
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; ++block)
+        if (has_pixels(arguments, work, block))
+            split_products::add(d.block[block], from + block * V::kBlockProducts, V::kSplitProducts, splits,
+                                consumer.thread);
     return true;
 }
 

@@ -10,9 +10,7 @@ using namespace pixels;
 constexpr int kSteps = kSliceChannels / 16;   // wgmmas of k = 16 a slice
 constexpr int kRowBlocks = kTilePixels / 64;  // wgmmas of M = 64 a tile
 constexpr int kRowBlockBytes = 64 * kPixelBytes;
-constexpr uint32_t kAtomBytes = 8 * kPixelBytes;  // eight rows of the swizzle
 
-constexpr int kWarpgroup = 128, kWarps = kWarpgroup / 32;
 constexpr int kConsumers = 2;  // warpgroups, which take turns with the tiles; warpgroup 0 loads
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kFirstConsumerBarrier = 1;  // named barriers; 0 is cta_sync
@@ -35,6 +33,7 @@ struct Arguments {
     const float* scale;     // (K,)
     const float* shift;     // (K,)
     bool relu, has_residual;
+    bool weights_ready;  // the grid before this one does not write them
     float* partials;     // (tiles, 3, K): count, mean, M2
     float* products;     // (tiles of pixels and filters, splits, accumulators): of each split
     uint32_t* arrivals;  // (tiles of pixels and filters): splits that are done; zero before and after
@@ -74,6 +73,7 @@ struct Variant {
     static constexpr bool kSplits =  // takes problem.splits > 1
         kEpilogue == Epilogue::kScaleShiftAct && !kPrologue && kFilters == kSplitFilters;
     static constexpr int kAccumulators = kFilters / 2;  // registers of a thread for 64 pixels
+    static constexpr int kBlockProducts = 64 * kFilters, kSplitProducts = kRowBlocks * kBlockProducts;
 
     // ---- shared memory, from smem_base() on ----
 

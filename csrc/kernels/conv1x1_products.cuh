@@ -1,6 +1,6 @@
 // conv1x1_products: both products of a masked gradient in one read of it, NHWC float16 or bfloat16, for sm_90a.
 //
-//     g = grad where not out <= 0, else 0             (P pixels x K filters, K <= 256)
+//     g = grad where not out <= 0, else 0             (P pixels x K filters)
 //     a = prologue(z) - center, rounded twice         (P x C channels)
 //     M = g^T a (K x C),  sum_g = sum_p g (K),        float32
 //     t = g weight                                    (P x C), rounded
@@ -10,8 +10,13 @@
 // where it lies; grad comes in slices of 64 filters, is masked where it lies, and is operand A of both products: as it
 // is, for t, and transposed, for M. Consumer i computes the pixels from 64 i on of t, and every other slice's rows of
 // M. t then takes the place of a. Rows of a tile outside of the map are zeros in g and in a.
+//
+// Of more than 256 filters, a cluster of blocks takes the place of a block: each has 256 of them, reads these of grad
+// and has their rows of M, and the sums of t go to the block that owns the pixels (conv1x1_products_exchange.cuh).
 #pragma once
+#include "kernels/conv1x1_products_exchange.cuh"
 #include "kernels/conv1x1_products_load.cuh"
+#include "kernels/conv1x1_products_prologue.cuh"
 
 namespace conv1x1_products {
 
@@ -21,92 +26,6 @@ struct Products {
 };
 
 DEVICE void consumers_sync() { named_barrier_sync(kConsumerBarrier, kConsumerThreads); }
-
-DEVICE void release(SmemAddress barrier) {
-    if (lane_index() == 0) mbarrier_arrive(barrier);
-}
-
-// ---- in shared memory: z to a, grad to g ----
-
-struct Norm {  // of eight channels
-    Floats8 scale, shift, center;
-};
-
-template <ElementType kType>
-DEVICE Chunk centered(const Chunk& z, const Norm& norm, bool has_prologue) {
-    Floats8 a = widen<kType>(z);
-    if (has_prologue) a = widen<kType>(narrow<kType>(scale_shift_relu(a, norm.scale, norm.shift)));
-#pragma unroll
-    for (int i = 0; i < kChunkChannels; ++i) a.value[i] -= norm.center.value[i];
-    return narrow<kType>(a);
-}
-
-template <class V>
-DEVICE void make_activations(SmemAddress slot, const Arguments& arguments, const Box& box, int first_channel,
-                             int thread) {
-    constexpr int kColumns = V::kChannels / kChunkChannels, kRows = kConsumerThreads / kColumns;
-    int column = thread % kColumns, channel = first_channel + column * kChunkChannels;
-    bool exists = channel < arguments.problem.channels, has_prologue = arguments.in_scale != nullptr;
-    Norm norm = {};
-    if (exists) norm.center = load_floats8(arguments.center + channel);
-    if (exists && has_prologue) {
-        norm.scale = load_floats8(arguments.in_scale + channel);
-        norm.shift = load_floats8(arguments.in_shift + channel);
-    }
-#pragma unroll
-    for (int i = 0; i < kTilePixels / kRows; ++i) {
-        int pixel = thread / kColumns + i * kRows;
-        SmemAddress at = chunk_address(slot + column / 8 * kSliceBytes, pixel, column % 8);
-        Chunk a = {};
-        if (arguments.problem.tiles.inside(box, pixel))
-            a = centered<V::kType>(load_shared<Chunk>(at), norm, has_prologue);
-        store_shared(at, a);
-    }
-}
-
-// NaN in out lets grad pass.
-template <ElementType kType>
-DEVICE Chunk masked(const Chunk& grad, const Chunk& out) {
-    Chunk g;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        Floats2 values = unpack<kType>(out.word[i]);
-        uint32_t low = values.value[0] <= 0.0f ? 0 : 0xFFFF, high = values.value[1] <= 0.0f ? 0 : 0xFFFF0000;
-        g.word[i] = grad.word[i] & (low | high);
-    }
-    return g;
-}
-
-DEVICE float sum_of_warp(float value) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
-}
-
-// Masks one slice; a warp has eight of its filters, and adds their sums to those of the tiles before.
-template <class V>
-DEVICE void make_gradient(int stage, int first_filter, bool has_out, int thread) {
-    int chunk = thread / 32;
-    Floats8 sum = {};
-#pragma unroll
-    for (int pixel = lane_index(); pixel < kTilePixels; pixel += 32) {
-        SmemAddress at = chunk_address(V::gradient(stage), pixel, chunk);
-        Chunk g = load_shared<Chunk>(at);
-        if (has_out) {
-            g = masked<V::kType>(g, load_shared<Chunk>(chunk_address(V::output(stage), pixel, chunk)));
-            store_shared(at, g);
-        }
-        Floats8 wide = widen<V::kType>(g);
-#pragma unroll
-        for (int i = 0; i < kChunkChannels; ++i) sum.value[i] += wide.value[i];
-    }
-#pragma unroll
-    for (int i = 0; i < kChunkChannels; ++i) {
-        float total = sum_of_warp(sum.value[i]);
-        SmemAddress at = V::sum(first_filter + chunk * kChunkChannels + i);
-        if (lane_index() == i) store_shared(at, load_shared<float>(at) + total);
-    }
-}
 
 // ---- products ----
 
@@ -134,12 +53,12 @@ DEVICE void multiply_products(float (&m)[V::kAccumulators], int stage, int slot)
                                                                  advanced(activations, step * kStepRowsBytes), true);
 }
 
-// t, rounded, in the place of the activations.
+// t, rounded, of the `place`-th 16 pixels that leave from this block.
 template <class V>
-DEVICE void stage_t(const float (&t)[V::kAccumulators], SmemAddress slot, int consumer, int warp) {
+DEVICE void stage_t(const float (&t)[V::kAccumulators], const Share& share, int slot, int place) {
 #pragma unroll
     for (int j = 0; j < V::kChannels / 16; ++j) {
-        SmemAddress matrices = matrix_row(slot + j / 4 * kSliceBytes, consumer * 64 + warp * 16, j % 4 * 2);
+        SmemAddress matrices = matrix_row(V::t_slice(slot, j / 4, share.rank, share.ranks), place * 16, j % 4 * 2);
         const float* v = &t[8 * j];
         store_matrix_x4(matrices, pack<V::kType>(v[0], v[1]), pack<V::kType>(v[2], v[3]), pack<V::kType>(v[4], v[5]),
                         pack<V::kType>(v[6], v[7]));
@@ -181,16 +100,38 @@ DEVICE void write_partials(const Products<V>& m, const Arguments& arguments, con
     for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
         for (int i = 0; i < V::kAccumulators; i += 2) {
-            int filter = (2 * pair + consumer) * kSliceChannels + thread % kWarpgroup / 32 * 16 + lane_index() / 4 +
-                         i / 2 % 2 * 8;
+            int filter = share.first_filter + (2 * pair + consumer) * kSliceChannels + thread % kWarpgroup / 32 * 16 +
+                         lane_index() / 4 + i / 2 % 2 * 8;
             int channel = share.first_channel + i / 4 * 8 + lane_index() % 4 * 2;
             if (filter >= problem.filters || channel >= problem.channels) continue;
             *reinterpret_cast<Floats2*>(row + filter * int64_t{problem.channels} + channel) =
                 Floats2{{m.of_pair[pair][i], m.of_pair[pair][i + 1]}};
         }
     consumers_sync();
-    if (share.first_channel > 0 || thread >= problem.filters) return;
-    row[int64_t{problem.filters} * problem.channels + thread] = load_shared<float>(V::sum(thread));
+    int filter = share.first_filter + thread;
+    if (share.first_channel > 0 || filter >= problem.filters) return;
+    row[int64_t{problem.filters} * problem.channels + filter] = load_shared<float>(V::sum(thread));
+}
+
+// t of a tile whose products are done, to where it leaves from.
+template <class V>
+DEVICE void finish_t(float (&t)[V::kAccumulators], const Share& share, const Turn& at, int consumer_warp) {
+    int place = consumer_warp;
+    if constexpr (V::kClusters) {
+        release(V::z_empty(at.slot));
+        Exchange<V> exchange(share, consumer_warp);
+        if (!exchange.owns()) return send<V>(t, exchange);
+        receive<V>(t, exchange);
+        mbarrier_wait(V::t_empty(), at.parity ^ 1);
+        place = exchange.place;
+    } else {
+        // The other consumer's products have read the activations too.
+        consumers_sync();
+    }
+    stage_t<V>(t, share, at.slot, place);
+    fence_proxy_async();
+    warp_sync();
+    release(V::t_full(at.slot));
 }
 
 template <class V>
@@ -198,7 +139,7 @@ DEVICE void consume(const Parameters& parameters, int consumer) {
     const Arguments& arguments = parameters.arguments;
     const Tiles& tiles = arguments.problem.tiles;
     Share share = share_of<V>(arguments.problem);
-    int thread = thread_index() - kWarpgroup, warp = thread % kWarpgroup / 32, use = 0, z_use = 0;
+    int thread = thread_index() - kWarpgroup, use = 0, z_use = 0;
     Products<V> m = {};
     mbarrier_wait(V::weights_full(), 0);
 #pragma unroll 1
@@ -210,11 +151,7 @@ DEVICE void consume(const Parameters& parameters, int consumer) {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair, use += 2)
             multiply_pair<V>(t, m.of_pair[pair], pair, use, at.slot, arguments.has_out, consumer, thread);
-        consumers_sync();  // the other consumer's products have read the activations too
-        stage_t<V>(t, V::activations(at.slot), consumer, warp);
-        fence_proxy_async();
-        warp_sync();
-        release(V::t_full(at.slot));
+        finish_t<V>(t, share, at, thread / 32);
     }
     write_partials<V>(m, arguments, share, consumer, thread);
 }
@@ -222,41 +159,56 @@ DEVICE void consume(const Parameters& parameters, int consumer) {
 // ---- kernels ----
 
 template <class V>
-DEVICE void prepare() {
-    if (thread_index() == 0) {
-        mbarrier_init(V::weights_full(), 1);
-        for (int stage = 0; stage < V::kStages; ++stage) {
-            mbarrier_init(V::full(stage), 1);
-            mbarrier_init(V::empty(stage), kConsumerWarps);
-        }
-        for (int slot = 0; slot < V::kActivationSlots; ++slot) {
-            mbarrier_init(V::z_full(slot), 1);
-            mbarrier_init(V::t_full(slot), kConsumerWarps);
-            mbarrier_init(V::z_empty(slot), 1);
-        }
-        mbarrier_init_fence();
+DEVICE void init_barriers() {
+    int ranks = 1;
+    mbarrier_init(V::weights_full(), 1);
+    for (int stage = 0; stage < V::kStages; ++stage) {
+        mbarrier_init(V::full(stage), 1);
+        mbarrier_init(V::empty(stage), kConsumerWarps);
     }
+    if constexpr (V::kClusters) {
+        ranks = cluster_size();
+        mbarrier_init(V::t_empty(), 1);
+        for (int slot = 0; slot < kExchangeSlots; ++slot)
+            for (int warp = 0; warp < kConsumerWarps; ++warp) mbarrier_init(V::exchanged(slot, warp), 1);
+    }
+    for (int slot = 0; slot < V::kActivationSlots; ++slot) {
+        mbarrier_init(V::z_full(slot), 1);
+        mbarrier_init(V::t_full(slot), kConsumerWarps / ranks);
+        mbarrier_init(V::z_empty(slot), V::kClusters ? kConsumerWarps : 1);
+    }
+    mbarrier_init_fence();
+}
+
+template <class V>
+DEVICE void prepare() {
+    if (thread_index() == 0) init_barriers<V>();
     int consumer_thread = thread_index() - kWarpgroup;  // the lane and the warp that will add to this sum
     if (consumer_thread >= 0) {
         int chunk = consumer_thread / 32, lane = lane_index();
         store_shared(V::sum(lane / 8 * kSliceChannels + chunk * kChunkChannels + lane % 8), 0.0f);
     }
-    cta_sync();
+    if constexpr (V::kClusters)
+        cluster_sync();
+    else
+        cta_sync();
 }
 
-template <ElementType kType, int kChannels>
+template <ElementType kType, int kChannels, bool kClusters>
 __global__ void __launch_bounds__(kThreads, 1) conv1x1_products_kernel(const __grid_constant__ Parameters parameters) {
-    using V = Variant<kType, kChannels>;
+    using V = Variant<kType, kChannels, kClusters>;
     prepare<V>();
     int warpgroup = warp_uniform(thread_index() / kWarpgroup);
     if (warpgroup == 0) {
         register_budget_decrease<24>();
         if (thread_index() == 0) load<V>(parameters);
-        if (thread_index() == 32) store<V>(parameters);
+        if (thread_index() == 32) load_activations<V>(parameters);
+        if (thread_index() == 64) store<V>(parameters);
     } else {
         register_budget_increase<240>();
         consume<V>(parameters, warpgroup - 1);
     }
+    if constexpr (kClusters) cluster_sync();  // the other blocks are done with this one's shared memory
 }
 
 struct SumRows {

@@ -1,14 +1,15 @@
-// conv1x1_products, warpgroup 0: one thread loads, one stores.
+// conv1x1_products, warpgroup 0: one thread loads the weights and grad, one z, one stores.
 #pragma once
 #include "kernels/conv1x1_products_plan.cuh"
 
 namespace conv1x1_products {
 
 template <class V>
-DEVICE void load_weights(const TensorMap& map, int first_channel) {
+DEVICE void load_weights(const TensorMap& map, const Share& share) {
     mbarrier_arrive_expect_tx(V::weights_full(), V::kChannelSlices * V::kWeightSliceBytes);
     for (int slice = 0; slice < V::kChannelSlices; ++slice)
-        tma_load_4d(V::weights(slice), map, V::weights_full(), first_channel + slice * kSliceChannels, 0, 0, 0);
+        tma_load_4d(V::weights(slice), map, V::weights_full(), share.first_channel + slice * kSliceChannels,
+                    share.first_filter, 0, 0);
 }
 
 template <class V>
@@ -34,32 +35,41 @@ template <class V>
 DEVICE void load(const Parameters& parameters) {
     const Problem& problem = parameters.arguments.problem;
     Share share = share_of<V>(problem);
-    load_weights<V>(parameters.weight, share.first_channel);
-    int z_use = 0, use = 0;
-    for (int tile = share.slot; tile < problem.tiles.count(); tile += share.slots, ++z_use) {
+    load_weights<V>(parameters.weight, share);
+    int use = 0;
+    for (int tile = share.slot; tile < problem.tiles.count(); tile += share.slots) {
         Box box = problem.tiles.first(tile);
-        load_z<V>(parameters.z, box, problem.stride, share.first_channel, turn<V::kActivationSlots>(z_use));
-        for (int filter = 0; filter < kMaxFilters; filter += kSliceChannels, ++use)
-            load_gradient<V>(parameters, box, filter, turn<V::kStages>(use));
+        for (int filter = 0; filter < kBlockFilters; filter += kSliceChannels, ++use)
+            load_gradient<V>(parameters, box, share.first_filter + filter, turn<V::kStages>(use));
     }
 }
 
-// t leaves from where z and the activations were, and makes room for another z.
+template <class V>
+DEVICE void load_activations(const Parameters& parameters) {
+    const Problem& problem = parameters.arguments.problem;
+    Share share = share_of<V>(problem);
+    int use = 0;
+    for (int tile = share.slot; tile < problem.tiles.count(); tile += share.slots, ++use)
+        load_z<V>(parameters.z, problem.tiles.first(tile), problem.stride, share.first_channel,
+                  turn<V::kActivationSlots>(use));
+}
+
+// t of the pixels that this rank owns, all of them where there is no cluster; and makes room for more.
 template <class V>
 DEVICE void store(const Parameters& parameters) {
     const Problem& problem = parameters.arguments.problem;
     Share share = share_of<V>(problem);
     int use = 0;
     for (int tile = share.slot; tile < problem.tiles.count(); tile += share.slots, ++use) {
-        Box box = problem.tiles.first(tile);
+        Box box = problem.tiles.pixel(problem.tiles.first(tile), share.rank * kTilePixels / share.ranks);
         Turn at = turn<V::kActivationSlots>(use);
         mbarrier_wait(V::t_full(at.slot), at.parity);
         for (int slice = 0; slice < V::kChannelSlices; ++slice)
-            tma_store_4d(parameters.t, V::activations(at.slot) + slice * kSliceBytes,
+            tma_store_4d(parameters.t, V::t_slice(at.slot, slice, share.rank, share.ranks),
                          share.first_channel + slice * kSliceChannels, box.column, box.row, box.image);
         tma_store_commit();
         tma_store_wait_read();
-        mbarrier_arrive(V::z_empty(at.slot));
+        mbarrier_arrive(V::kClusters ? V::t_empty() : V::z_empty(at.slot));
     }
 }
 

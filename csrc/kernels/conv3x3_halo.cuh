@@ -1,5 +1,5 @@
-// conv3x3_halo: 3x3 convolution with padding 1, stride 1 or 2, C -> C channels (64, 128, 256, 512), NHWC float16 or
-// bfloat16, float32 accumulation, for sm_90a.
+// conv3x3_halo: 3x3 convolution with padding 1, C -> C channels (64, 128, 256, 512) with stride 1 or 2, C -> 2 C (64,
+// 128, 256) with stride 2, NHWC float16 or bfloat16, float32 accumulation, for sm_90a.
 //
 //     out = epilogue(conv(prologue(input), weights))
 //     prologue    nothing, or relu(x * in_scale + in_shift) rounded to x's type; the padding is zero after it
@@ -7,9 +7,9 @@
 //
 // Every block loops over tiles of the output. Warpgroup 0 brings a tile's input with its halo into shared memory, where
 // some of its warps apply the prologue once (conv3x3_halo_load.cuh). Two consumer warpgroups read the nine taps as nine
-// shifted views of the same pixels: operand B of wgmma, N = pixels. The weights are operand A, M = 64 filters, in
-// registers at 64 channels and streamed through shared memory above (conv3x3_halo_multiply.cuh). The epilogue goes out
-// through a staging buffer and TMA (conv3x3_halo_epilogue.cuh). Tiles, slices, memory: conv3x3_halo_plan.cuh.
+// shifted views of the same pixels: operand B of wgmma, N = pixels. The weights are operand A, M = 64 filters: in
+// registers where 64 channels go to 64, else streamed through shared memory (conv3x3_halo_multiply.cuh). The epilogue
+// goes out through a staging buffer and TMA (conv3x3_halo_epilogue.cuh). Tiles, slices, memory: conv3x3_halo_plan.cuh.
 #pragma once
 #include "kernels/conv3x3_halo_epilogue.cuh"
 #include "kernels/conv3x3_halo_load.cuh"
@@ -41,8 +41,10 @@ DEVICE void prepare(const Arguments& arguments) {
         mbarrier_init(P::filters_taken(), kConsumers * kWarpgroup);
         mbarrier_init_fence();
     }
-    if (arguments.in_scale)
+    if (arguments.in_scale) {
+        wait_for_previous_grid();
         prepare_norm<P, kType>(arguments.in_scale, arguments.in_shift, arguments.packed_limit, thread_index());
+    }
     cta_sync();
 }
 
@@ -51,11 +53,18 @@ DEVICE void produce(const Parameters& parameters) {
     const Arguments& arguments = parameters.arguments;
     int warp = warp_uniform(thread_index() / 32);
     if (warp == kHaloWarp) {
-        if constexpr (P::kWeightsInRegisters) load_filters<P>(parameters.weights);
+        tma_prefetch_map(parameters.input);
+        if constexpr (P::kWeightsInRegisters) {
+            if (!arguments.weights_ready) wait_for_previous_grid();
+            load_filters<P>(parameters.weights);
+        }
+        wait_for_previous_grid();
         load_halos<P>(parameters.input, arguments.problem);
     } else if (warp < Normalizers<P>::kFirstWarp) {
-        if constexpr (!P::kWeightsInRegisters)
+        if constexpr (!P::kWeightsInRegisters) {
+            if (!arguments.weights_ready) wait_for_previous_grid();
             if (lane_index() == 0) stream_weights<P>(parameters.weights, arguments.problem);
+        }
     } else if (arguments.in_scale) {
         normalize_halos<P, kType>(arguments.in_scale, arguments.in_shift, arguments.problem);
     }
@@ -88,11 +97,10 @@ DEVICE int finish(const float (&d)[P::kAccumulators], const Parameters& paramete
     }
 }
 
-// 64 channels: the consumers take turns with the tiles, so that one multiplies while the other is in its epilogue.
+// 64 filters: the consumers take turns with the tiles, so that one multiplies while the other is in its epilogue.
 template <class P, ElementType kType, Epilogue kEpilogue>
-DEVICE void consume_tiles(const Parameters& parameters, Consumer& consumer) {
+DEVICE void consume_tiles(const Parameters& parameters, const Filters& filters, Consumer& consumer) {
     const Arguments& arguments = parameters.arguments;
-    Filters filters = take_filters<P>(consumer.thread);
     int use = consumer.index;
     for (int index = block_index() + consumer.index * block_count(); index < P::tile_count(arguments.problem);
          index += kConsumers * block_count(), use += kConsumers) {
@@ -106,7 +114,7 @@ DEVICE void consume_tiles(const Parameters& parameters, Consumer& consumer) {
     }
 }
 
-// More channels: both consumers work on one tile, each on 64 of every 128 filters.
+// More filters: both consumers work on one tile, each on 64 of every 128 filters.
 template <class P, ElementType kType, Epilogue kEpilogue>
 DEVICE void consume_filters(const Parameters& parameters, Consumer& consumer) {
     const Arguments& arguments = parameters.arguments;
@@ -143,18 +151,24 @@ DEVICE void consume_filters(const Parameters& parameters, Consumer& consumer) {
 template <class P, ElementType kType, Epilogue kEpilogue>
 DEVICE void consume(const Parameters& parameters, int index) {
     Consumer consumer(index);
-    if constexpr (P::kWeightsInRegisters)
-        consume_tiles<P, kType, kEpilogue>(parameters, consumer);
-    else
+    if constexpr (P::kWeightsInRegisters) {
+        Filters filters = take_filters<P>(consumer.thread);
+        wait_for_previous_grid();
+        consume_tiles<P, kType, kEpilogue>(parameters, filters, consumer);
+    } else {
+        wait_for_previous_grid();
         consume_filters<P, kType, kEpilogue>(parameters, consumer);
+    }
     if (consumer.thread == 0) tma_store_wait_read();
     if constexpr (kEpilogue == Epilogue::kStatistics) write_partials<P>(parameters.arguments, consumer);
 }
 
-template <ElementType kType, int kChannels, int kStride, Epilogue kEpilogue>
+template <ElementType kType, int kChannels, int kFilters, int kStride, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1) conv3x3_halo_kernel(const __grid_constant__ Parameters parameters) {
-    using P = Plan<kChannels, kStride>;
+    using P = Plan<kChannels, kFilters, kStride>;
+    static_assert(P::kWholeRows == P::kTileRows, "consumers share filters in conv3x3_halo_dgrad alone");
     prepare<P, kType>(parameters.arguments);
+    launch_next_grid();
     int warpgroup = warp_uniform(thread_index() / kWarpgroup);
     if (warpgroup == 0) {
         register_budget_decrease<P::kProducerRegisters>();

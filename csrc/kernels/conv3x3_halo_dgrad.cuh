@@ -1,9 +1,10 @@
-// conv3x3_halo_dgrad: the gradient of a 3x3 convolution's input, padding 1, stride 1 or 2, C -> C channels (64, 128,
-// 256, 512), NHWC float16 or bfloat16, float32 accumulation, for sm_90a.
+// conv3x3_halo_dgrad: the gradient of a 3x3 convolution's input, padding 1, C -> C channels (64, 128, 256, 512) with
+// stride 1 or 2, C -> 2 C (64, 128, 256) with stride 2, NHWC float16 or bfloat16, float32 accumulation, for sm_90a.
 //
 //     dz = a * g + b * z + c          rounded; the backward of the convolution's own batch norm
 //     dx = conv_transpose(dz, weight) where not below_z * below_scale + below_shift <= 0, else 0
-//     or   conv_transpose(dz, weight) + skip where not below_out <= 0, else 0           a block below; stride 1
+//     or   conv_transpose(dz, weight) + s where not below_out <= 0, else 0     a block below; not C -> C at stride 2
+//     s  = skip where not skip_out <= 0, else 0; at stride 2 of the pixels (2 i, 2 j) alone
 //     partials                        per channel, the sums of dx as rounded and of dx * (below_z - below_mean)
 //
 // The warpgroups' roles, the taps as shifted views of a halo in shared memory, the streamed weights and the staged
@@ -18,7 +19,7 @@ namespace conv3x3_halo_dgrad {
 
 // ---- multiply ----
 
-// 64 channels, the weights in registers.
+// 64 channels to 64, the weights in registers.
 template <class P, ElementType kType, int kPhase>
 DEVICE void multiply_phase(float (&d)[P::kAccumulators], const Filters& filters, int slot) {
     uint64_t pixels = pixel_matrix<P>(slot);
@@ -40,11 +41,11 @@ DEVICE void multiply_phase(float (&d)[P::kAccumulators], const Filters& filters,
     wgmma_wait<0>();
 }
 
-// More channels: one slice of one phase. `use` counts the stages of weights.
+// More of either: one slice of one phase. `use` counts the stages of weights.
 template <class P, ElementType kType>
 DEVICE void multiply_phase_slice(float (&d)[P::kFilterTiles][P::kAccumulators], int consumer, int slot, int phase,
                                  bool first_slice, int& use) {
-    uint64_t pixels = pixel_matrix<P>(slot);
+    uint64_t pixels = advanced(pixel_matrix<P>(slot), P::first_row(consumer) * P::kGroupBytes);
     int taps = P::tap_count(phase);
 #pragma unroll 1
     for (int i = 0; i < taps; ++i) {
@@ -54,7 +55,7 @@ DEVICE void multiply_phase_slice(float (&d)[P::kFilterTiles][P::kAccumulators], 
             Turn at = turn<P::kStages>(use);
             mbarrier_wait(P::weights_full(at.slot), at.parity);
             wgmma_fence();
-            multiply_tap<P, kType>(d[tile], P::weights(at.slot) + consumer * kFilterBytes, tap_pixels,
+            multiply_tap<P, kType>(d[tile], P::weights(at.slot) + P::first_channel(consumer) * kPixelBytes, tap_pixels,
                                    !first_slice || i > 0);
             wgmma_commit();
             wgmma_wait<1>();  // of this slice, all but the products just issued
@@ -67,7 +68,8 @@ DEVICE void multiply_phase_slice(float (&d)[P::kFilterTiles][P::kAccumulators], 
 
 // ---- consumers ----
 
-// 64 channels: the consumers take turns with the tiles, so that one multiplies while the other is in its epilogue.
+// 64 channels to 64: the consumers take turns with the tiles, so that one multiplies while the other is in its
+// epilogue.
 template <class P, ElementType kType, int kPhase = 0>
 DEVICE void consume_phases(const DgradParameters& parameters, Consumer& consumer, const Filters& filters,
                            const Tile& tile, int slot) {
@@ -97,7 +99,8 @@ DEVICE void consume_gradient_tiles(const DgradParameters& parameters, Consumer& 
     }
 }
 
-// More channels: both consumers work on one tile, each on 64 of every 128 channels.
+// More of either: both consumers work on one tile, each on 64 of every 128 channels of dx, or on half of its rows where
+// there are no more than 64.
 template <class P, ElementType kType>
 DEVICE void consume_channels(const DgradParameters& parameters, Consumer& consumer) {
     const DgradArguments& arguments = parameters.arguments;
@@ -105,12 +108,13 @@ DEVICE void consume_channels(const DgradParameters& parameters, Consumer& consum
     int weights_use = 0, first_use = 0;
     for (int index = block_index(); index < P::tile_count(problem); index += block_count(), first_use += P::kSlices) {
         Tile tile = tile_at<P>(problem, index);
+        tile.row += P::first_row(consumer.index);
         int left = P::kPhases;  // phases that still read the slices
         while (left > 1 && extents_of<P>(arguments, left - 1).empty()) --left;
 #pragma unroll 1
         for (int phase = 0; phase < left; ++phase) {
             if (extents_of<P>(arguments, phase).empty()) continue;
-            open_phase<P>(parameters, consumer, tile, phase, consumer.index * kFilterTile);
+            open_phase<P>(parameters, consumer, tile, phase, P::first_channel(consumer.index));
             float d[P::kFilterTiles][P::kAccumulators];
 #pragma unroll 1
             for (int slice = 0; slice < P::kSlices; ++slice) {
@@ -121,7 +125,7 @@ DEVICE void consume_channels(const DgradParameters& parameters, Consumer& consum
             }
 #pragma unroll
             for (int i = 0; i < P::kFilterTiles; ++i) {
-                int channel = (i * kConsumers + consumer.index) * kFilterTile;
+                int channel = i * kConsumers * kFilterTile + P::first_channel(consumer.index);
                 if (i > 0) open_phase<P>(parameters, consumer, tile, phase, channel);
                 finish_phase<P, kType>(d[i], parameters, consumer, tile, phase, channel);
             }
@@ -149,7 +153,8 @@ DEVICE void prepare_gradients() {
         mbarrier_init(P::filters_taken(), kConsumers * kWarpgroup);
         mbarrier_init_fence();
     }
-    for (int i = thread_index(); i < P::kMomentSets * P::kChannels; i += kThreads) store_shared(P::sums(0, i), Sums{});
+    for (int i = thread_index(); i < P::kMomentSets * P::kDxChannels; i += kThreads)
+        store_shared(P::sums(0, i), Sums{});
     cta_sync();
 }
 
@@ -178,10 +183,10 @@ DEVICE void consume_gradients(const DgradParameters& parameters, int index) {
     if (parameters.arguments.partials) write_sums<P>(parameters.arguments, consumer);
 }
 
-template <ElementType kType, int kChannels, int kStride, bool kBlockBelow>
+template <ElementType kType, int kChannels, int kFilters, int kStride, bool kBlockBelow>
 __global__ void __launch_bounds__(kThreads, 1)
     conv3x3_halo_dgrad_kernel(const __grid_constant__ DgradParameters parameters) {
-    using P = DgradPlan<kChannels, kStride, kBlockBelow>;
+    using P = DgradPlan<kChannels, kFilters, kStride, kBlockBelow>;
     prepare_gradients<P>();
     int warpgroup = warp_uniform(thread_index() / kWarpgroup);
     if (warpgroup == 0) {

@@ -5,9 +5,18 @@
 
 namespace conv3x3_halo_dgrad {
 
+// The maps that the epilogue of a phase reads.
+struct Maps {
+    bool below_z, skip, skip_out, below_out;
+
+    DEVICE int count() const { return below_z + skip + skip_out + below_out; }
+};
+
 template <class P>
-DEVICE bool reads_maps(const DgradArguments& arguments) {
-    return arguments.tiles.has_residual || (P::kBlockBelow && (arguments.has_skip || arguments.has_below_out));
+DEVICE Maps maps_of(const DgradArguments& arguments, int phase) {
+    bool skips = P::kBlockBelow && (P::kPhases == 1 || phase == 0);
+    return {arguments.tiles.has_residual, skips && arguments.has_skip, skips && arguments.has_skip_out,
+            P::kBlockBelow && arguments.has_below_out};
 }
 
 struct alignas(8) Sums {
@@ -64,7 +73,7 @@ DEVICE Extent phase_extent(const Problem& problem, const Tile& tile, const Exten
 // Adds a tile's sums of 64 channels to the block's, in shared memory; only one lane touches a channel's.
 template <class P>
 DEVICE void add_sums(const Below& below, const Consumer& consumer, int first_channel) {
-    int set = P::kWeightsInRegisters ? consumer.index : 0;
+    int set = P::kMomentSets > 1 ? consumer.index : 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         Sums tile = {sum_of_four_lanes(below.sums[half].dx), sum_of_four_lanes(below.sums[half].dx_z)};
@@ -82,11 +91,10 @@ DEVICE void open_rows(const DgradParameters& parameters, const Consumer& consume
                       int first_row, int first_channel) {
     const DgradArguments& arguments = parameters.arguments;
     tma_store_wait_read();
-    if (!reads_maps<P>(arguments)) return;
-    int maps = arguments.tiles.has_residual;
-    if (P::kBlockBelow) maps += arguments.has_skip + arguments.has_below_out;
+    Maps maps = maps_of<P>(arguments, phase);
+    if (maps.count() == 0) return;
     SmemAddress full = P::residual_full(consumer.index);
-    mbarrier_arrive_expect_tx(full, maps * P::kStagedBytes);
+    mbarrier_arrive_expect_tx(full, maps.count() * P::kStagedBytes);
     OutputRows rows(arguments.tiles.problem, tile.row + first_row);
 #pragma unroll 1
     for (int row = 0; row < P::kStagedRows; ++row) {
@@ -94,41 +102,43 @@ DEVICE void open_rows(const DgradParameters& parameters, const Consumer& consume
         auto load = [&](SmemAddress to, const TensorMap& map) {
             tma_load_4d(to + row * kStagedRowBytes, map, full, first_channel, tile.column, from.row, from.image);
         };
-        if (arguments.tiles.has_residual) load(P::staged(consumer.index), parameters.below_z[phase]);
-        if (P::kBlockBelow && arguments.has_skip) load(P::skip(consumer.index), parameters.skip);
-        if (P::kBlockBelow && arguments.has_below_out) load(P::below_out(consumer.index), parameters.below_out);
+        if (maps.below_z) load(P::staged(consumer.index), parameters.below_z[phase]);
+        if (maps.skip) load(P::skip(consumer.index), parameters.skip);
+        if (maps.skip_out) load(P::skip_out(consumer.index), parameters.skip_out);
+        if (maps.below_out) load(P::below_out(consumer.index), parameters.below_out[phase]);
     }
 }
 
 // Four pairs of pixels of each map; zeros of those that are not there.
 struct MapWords {
-    uint32_t below_z[4] = {}, skip[4] = {}, below_out[4] = {};
+    uint32_t below_z[4] = {}, skip[4] = {}, skip_out[4] = {}, below_out[4] = {};
 };
 
 template <class P>
-DEVICE MapWords load_words(const DgradArguments& arguments, const Consumer& consumer, int row) {
+DEVICE MapWords load_words(const Maps& maps, const Consumer& consumer, int row) {
     MapWords words;
     auto load = [&](SmemAddress buffer, uint32_t (&r)[4]) {
         load_matrix_x4_trans(staged_matrices(buffer, consumer.thread) + row * kStagedRowBytes, r);
     };
-    if (arguments.tiles.has_residual) load(P::staged(consumer.index), words.below_z);
-    if (P::kBlockBelow && arguments.has_skip) load(P::skip(consumer.index), words.skip);
-    if (P::kBlockBelow && arguments.has_below_out) load(P::below_out(consumer.index), words.below_out);
+    if (maps.below_z) load(P::staged(consumer.index), words.below_z);
+    if (maps.skip) load(P::skip(consumer.index), words.skip);
+    if (maps.skip_out) load(P::skip_out(consumer.index), words.skip_out);
+    if (maps.below_out) load(P::below_out(consumer.index), words.below_out);
     return words;
 }
 
 // Two pixels of one channel, as they will be stored.
 template <class P, ElementType kType>
-DEVICE uint32_t finish_pair(const float* d, const MapWords& words, int i, const DgradArguments& arguments,
-                            const Below& below) {
+DEVICE uint32_t finish_pair(const float* d, const MapWords& words, int i, const Maps& maps, const Below& below) {
     float dx[2];
 #pragma unroll
     for (int pixel = 0; pixel < 2; ++pixel) {
         auto value = [&](uint32_t word) { return widen<kType>(static_cast<uint16_t>(word >> 16 * pixel)); };
         dx[pixel] = d[pixel];
         if (P::kBlockBelow) {
-            dx[pixel] += value(words.skip[i]);
-            if (arguments.has_below_out && value(words.below_out[i]) <= 0.0f) dx[pixel] = 0.0f;
+            bool skips = !maps.skip_out || !(value(words.skip_out[i]) <= 0.0f);
+            dx[pixel] += skips ? value(words.skip[i]) : 0.0f;
+            if (maps.below_out && value(words.below_out[i]) <= 0.0f) dx[pixel] = 0.0f;
         }
         dx[pixel] = below.masked(dx[pixel], value(words.below_z[i]), i % 2);
     }
@@ -142,6 +152,7 @@ DEVICE void finish_phase(const float (&d)[P::kAccumulators], const DgradParamete
                          const Tile& tile, int phase, int first_channel) {
     const DgradArguments& arguments = parameters.arguments;
     const Problem& problem = arguments.tiles.problem;
+    Maps maps = maps_of<P>(arguments, phase);
     Below below(arguments, consumer, first_channel);
     Extent pixels = phase_extent<P>(problem, tile, extents_of<P>(arguments, phase));
     SmemAddress matrices = staged_matrices(P::staged(consumer.index), consumer.thread);
@@ -149,18 +160,18 @@ DEVICE void finish_phase(const float (&d)[P::kAccumulators], const DgradParamete
     for (int first_row = 0; first_row < P::kTileRows; first_row += P::kStagedRows) {
         if (first_row > 0 && consumer.thread == 0)
             open_rows<P>(parameters, consumer, tile, phase, first_row, first_channel);
-        if (reads_maps<P>(arguments))
+        if (maps.count() > 0)
             mbarrier_wait(P::residual_full(consumer.index), consumer.residual_uses++ % 2);
         else
             consumer.sync();
 #pragma unroll
         for (int row = 0; row < P::kStagedRows; row += 2) {
-            MapWords words = load_words<P>(arguments, consumer, row);
+            MapWords words = load_words<P>(maps, consumer, row);
             uint32_t dx[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 int tile_row = first_row + row + i / 2;
-                dx[i] = finish_pair<P, kType>(&d[4 * tile_row + i % 2 * 2], words, i, arguments, below);
+                dx[i] = finish_pair<P, kType>(&d[4 * tile_row + i % 2 * 2], words, i, maps, below);
                 if (pixels.has_row(tile_row)) below.add<kType>(dx[i], words.below_z[i], i % 2, pixels);
             }
             store_matrix_x4_trans(matrices + row * kStagedRowBytes, dx[0], dx[1], dx[2], dx[3]);
@@ -185,15 +196,15 @@ DEVICE void write_sums(const DgradArguments& arguments, const Consumer& consumer
     named_barrier_sync(kAllConsumersBarrier, kConsumers * kWarpgroup);
     int thread = consumer.index * kWarpgroup + consumer.thread;
     for (int row = block_index(); row < arguments.partial_rows; row += block_count()) {
-        float* to = arguments.partials + static_cast<int64_t>(row) * 2 * P::kChannels;
-        for (int channel = thread; channel < P::kChannels; channel += kConsumers * kWarpgroup) {
+        float* to = arguments.partials + static_cast<int64_t>(row) * 2 * P::kDxChannels;
+        for (int channel = thread; channel < P::kDxChannels; channel += kConsumers * kWarpgroup) {
             Sums total = {};
             for (int set = 0; set < P::kMomentSets && row == block_index(); ++set) {
                 Sums more = load_shared<Sums>(P::sums(set, channel));
                 total = {total.dx + more.dx, total.dx_z + more.dx_z};
             }
             to[channel] = total.dx;
-            to[P::kChannels + channel] = total.dx_z;
+            to[P::kDxChannels + channel] = total.dx_z;
         }
     }
 }

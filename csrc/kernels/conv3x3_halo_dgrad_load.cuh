@@ -11,16 +11,16 @@ struct DgradArguments {
     Arguments tiles;    // of dz; its residual is below_z
     int height, width;  // of dx
     BnBackward norm;
-    const float *below_scale, *below_shift;  // (C,) or null: no mask by them
-    const float* below_mean;                 // (C,), where there is a below_z
-    bool has_skip, has_below_out;            // with a block below
-    float* partials;                         // (partial_rows, 2, C), or null
+    const float *below_scale, *below_shift;      // (C,) or null: no mask by them
+    const float* below_mean;                     // (C,), where there is a below_z
+    bool has_skip, has_skip_out, has_below_out;  // with a block below; at stride 2 the skip is phase 0's alone
+    float* partials;                             // (partial_rows, 2, C), or null
     int partial_rows;  // at least as many as blocks, which leave zeros in those that they do not need
 };
 
 struct DgradParameters {
-    TensorMap g, z, weights, skip, below_out;
-    TensorMap dx[kMaxPhases], below_z[kMaxPhases];
+    TensorMap g, z, weights, skip, skip_out;
+    TensorMap dx[kMaxPhases], below_z[kMaxPhases], below_out[kMaxPhases];
     DgradArguments arguments;
 };
 
@@ -70,7 +70,7 @@ DEVICE void stream_phase(const TensorMap& weights, int phase, int& use) {
                 mbarrier_wait(P::weights_empty(at.slot), at.parity ^ 1);
                 mbarrier_arrive_expect_tx(P::weights_full(at.slot), P::kStageBytes);
                 tma_load_4d(P::weights(at.slot), weights, P::weights_full(at.slot), slice * kSliceChannels,
-                            P::tap(phase, i), filters * kConsumers * kFilterTile, 0);
+                            P::tap(phase, i), filters * P::kFilterConsumers * kFilterTile, 0);
             }
 }
 

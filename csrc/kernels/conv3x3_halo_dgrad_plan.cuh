@@ -18,14 +18,19 @@ struct DgradChoice {
     int z_slots;  // slices of z in shared memory, each only until dz is made of it
 };
 
-// Every input channel of dx at once; at stride 2 a tile's slices stay while the phases pass by. A block below brings
-// two more maps into the epilogue, whose rows then come in smaller portions.
-constexpr DgradChoice choose_dgrad(int channels, int stride, bool block_below) {
+// Every channel of dx at once; at stride 2 a tile's slices stay while the phases pass by. A block below brings three
+// more maps into the epilogue, whose rows then come in smaller portions.
+constexpr DgradChoice choose_dgrad(int channels, int filters, int stride, bool block_below) {
     int rows = block_below ? 4 : 8;
+    if (filters > channels) {
+        if (channels == 64) return {{8, 1, 4, 6, rows}, 2};
+        if (channels == 128) return {{16, 1, 4, 4, rows}, 1};
+        return {{8, 2, 8, 4, rows}, 1};
+    }
     if (channels == 64) return {{16, 1, 4, 0, block_below ? 8 : 16}, 2};
     if (stride == 1) {
         if (channels == 128) return {{32, 1, 2, 3, rows}, 1};
-        if (channels == 256) return {{16, 2, 3, 5, rows}, 2};
+        if (channels == 256) return {{16, 2, 3, 5, rows}, block_below ? 1 : 2};
         return {{8, 4, 4, 5, rows}, 3};
     }
     if (channels == 128) return {{16, 1, 4, 4, rows}, 2};
@@ -33,14 +38,18 @@ constexpr DgradChoice choose_dgrad(int channels, int stride, bool block_below) {
     return {{8, 4, 8, 4, rows}, 2};
 }
 
-// What conv3x3_halo's parts are told: dz as the input of a convolution of stride 1.
-template <int kChannelCount, int kConvStride, bool kHasBlockBelow>
-struct DgradPlan : Plan<kChannelCount, 1, choose_dgrad(kChannelCount, kConvStride, kHasBlockBelow).tile> {
-    using Base = Plan<kChannelCount, 1, choose_dgrad(kChannelCount, kConvStride, kHasBlockBelow).tile>;
+// What conv3x3_halo's parts are told: dz as the input of a convolution of stride 1, dx as its output.
+template <int kChannels, int kFilters, DgradChoice kChosen>
+using DgradBase = Plan<kFilters, kChannels, 1, kChosen.tile>;
+
+template <int kChannelCount, int kFilterCount, int kConvStride, bool kHasBlockBelow,
+          DgradChoice kChosen = choose_dgrad(kChannelCount, kFilterCount, kConvStride, kHasBlockBelow)>
+struct DgradPlan : DgradBase<kChannelCount, kFilterCount, kChosen> {
+    using Base = DgradBase<kChannelCount, kFilterCount, kChosen>;
+    static constexpr int kDxChannels = Base::kFilters, kDzChannels = Base::kChannels;
     static constexpr bool kBlockBelow = kHasBlockBelow;
-    static_assert(!kBlockBelow || kConvStride == 1);
     static constexpr int kPhases = kConvStride * kConvStride;
-    static constexpr int kZSlots = choose_dgrad(kChannelCount, kConvStride, kBlockBelow).z_slots;
+    static constexpr int kZSlots = kChosen.z_slots;
     static_assert(Base::kPasses == 1);
     static_assert(kPhases == 1 || Base::kSlots >= Base::kSlices, "every phase finds every slice in its slot");
 
@@ -51,17 +60,25 @@ struct DgradPlan : Plan<kChannelCount, 1, choose_dgrad(kChannelCount, kConvStrid
     static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 3 * 168);
 
     static constexpr int kZAt = (Base::kSharedBytes + 127) / 128 * 128;
-    static constexpr int kBlockAt = kZAt + kZSlots * Base::kSliceBytes;  // skip and below_out, of each consumer
-    static constexpr int kZEmptyAt = kBlockAt + (kBlockBelow ? 2 * kConsumers * Base::kStagedBytes : 0);
+    static constexpr int kBlockAt = kZAt + kZSlots * Base::kSliceBytes;  // the block's maps, of each consumer
+    static constexpr int kZEmptyAt = kBlockAt + (kBlockBelow ? 3 * kConsumers * Base::kStagedBytes : 0);
     static constexpr int kSharedBytes = kZEmptyAt + 8 * kZSlots;
     static_assert(kSharedBytes <= 227 * 1024);
 
     DEVICE static SmemAddress z_slice(int slot) { return smem_base() + kZAt + slot * Base::kSliceBytes; }
     DEVICE static SmemAddress skip(int consumer) { return smem_base() + kBlockAt + consumer * Base::kStagedBytes; }
-    DEVICE static SmemAddress below_out(int consumer) { return skip(kConsumers + consumer); }
+    DEVICE static SmemAddress skip_out(int consumer) { return skip(kConsumers + consumer); }
+    DEVICE static SmemAddress below_out(int consumer) { return skip(2 * kConsumers + consumer); }
     DEVICE static SmemAddress z_empty(int slot) { return smem_base() + kZEmptyAt + 8 * slot; }
-    // Of one input channel, over the tiles of one set: the sums of dx and of dx * (below_z - below_mean).
+    // Of one channel of dx, over the tiles of one set: the sums of dx and of dx * (below_z - below_mean).
     DEVICE static SmemAddress sums(int set, int channel) { return Base::moments(set, channel); }
+
+    // ---- a consumer's part of a tile: of its filters, or of its rows ----
+
+    DEVICE static int first_channel(int consumer) { return Base::kFilterConsumers > 1 ? consumer * kFilterTile : 0; }
+    DEVICE static int first_row(int consumer) {
+        return Base::kWholeRows > Base::kTileRows ? consumer * Base::kTileRows : 0;
+    }
 
     // ---- phases and their taps ----
 

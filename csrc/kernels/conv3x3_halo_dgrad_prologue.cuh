@@ -1,15 +1,13 @@
-// The backward of a batch norm, as conv3x3_halo_dgrad and conv3x3_halo_wgrad apply it: dz = a * g + b * z + c in
-// float32, rounded to g's type.
+// The backward of a batch norm, as conv3x3_halo_dgrad and conv3x3_halo_wgrad apply it to what lies in shared memory.
 #pragma once
+#include "kernels/bn_backward.cuh"
 #include "kernels/conv3x3_halo_load.cuh"
 
 namespace conv3x3_halo_dgrad {
 
 using namespace conv3x3_halo;
 
-struct BnBackward {
-    const float *a, *b, *c;  // (K,); b and c null: constant statistics, and no z
-};
+using kernels::BnBackward;
 
 struct Coefficients {  // of four channels
     Floats4 a, b, c;
@@ -29,15 +27,8 @@ DEVICE HalfChunk bn_backward(const HalfChunk& g, const HalfChunk& z, const Coeff
     HalfChunk dz;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float value[2];
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            float wide_g = widen<kType>(static_cast<uint16_t>(g.word[i] >> 16 * j));
-            float wide_z = widen<kType>(static_cast<uint16_t>(z.word[i] >> 16 * j));
-            int channel = 2 * i + j;
-            value[j] = fmaf(k.a.value[channel], wide_g, fmaf(k.b.value[channel], wide_z, k.c.value[channel]));
-        }
-        dz.word[i] = pack<kType>(value[0], value[1]);
+        auto pair = [&](const Floats4& four) { return Floats2{{four.value[2 * i], four.value[2 * i + 1]}}; };
+        dz.word[i] = kernels::bn_backward<kType>(g.word[i], z.word[i], pair(k.a), pair(k.b), pair(k.c));
     }
     return dz;
 }

@@ -19,8 +19,9 @@ struct Arguments {
     const float* scale;     // (K,) or null: ones
     const float* shift;     // (K,) or null: zeros
     bool relu, has_residual;
-    float* partials;   // (partial_rows, 3, K): count, mean, M2
-    int partial_rows;  // at least as many as blocks; the blocks leave zeros in the rows that they do not need
+    bool weights_ready;  // the grid before this one does not write them
+    float* partials;     // (partial_rows, 3, K): count, mean, M2
+    int partial_rows;    // at least as many as blocks; the blocks leave zeros in the rows that they do not need
 };
 
 // Statistics come of z itself: with them there is no residual, which the compiler should know.
@@ -143,8 +144,8 @@ DEVICE void write_partials(const Arguments& arguments, const Consumer& consumer)
     if (consumer.thread == 0 && (P::kMomentSets > 1 || consumer.index == 0))
         store_shared(P::count(consumer.index), static_cast<float>(consumer.pixels));
     named_barrier_sync(kAllConsumersBarrier, kConsumers * kWarpgroup);
-    int thread = consumer.index * kWarpgroup + consumer.thread, row_size = 3 * P::kChannels;
-    for (int filter = thread; filter < P::kChannels; filter += kConsumers * kWarpgroup) {
+    int thread = consumer.index * kWarpgroup + consumer.thread, row_size = 3 * P::kFilters;
+    for (int filter = thread; filter < P::kFilters; filter += kConsumers * kWarpgroup) {
         Moments total = {};
         float count = 0;
 #pragma unroll
@@ -155,8 +156,8 @@ DEVICE void write_partials(const Arguments& arguments, const Consumer& consumer)
         }
         float* row = arguments.partials + static_cast<int64_t>(block_index()) * row_size + filter;
         row[0] = count;
-        row[P::kChannels] = total.mean;
-        row[2 * P::kChannels] = total.m2;
+        row[P::kFilters] = total.mean;
+        row[2 * P::kFilters] = total.m2;
     }
     for (int row = block_index() + block_count(); row < arguments.partial_rows; row += block_count())
         for (int i = thread; i < row_size; i += kConsumers * kWarpgroup)

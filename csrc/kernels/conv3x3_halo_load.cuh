@@ -1,6 +1,6 @@
 // conv3x3_halo, warpgroup 0: brings halo slices and weights into shared memory and applies the prologue there.
 #pragma once
-#include "device/global.cuh"
+#include "device/gemm.cuh"
 #include "kernels/conv3x3_halo_plan.cuh"
 
 namespace conv3x3_halo {
@@ -85,7 +85,7 @@ DEVICE bool fits_packed(float scale, float shift, float limit) {
     constexpr float kSmallest = kType == ElementType::kF16 ? 6.1035156e-5f : 1.1754944e-38f;  // normal numbers
     constexpr float kLargest = kType == ElementType::kF16 ? 65504.0f : 3.3e38f;
     float scale_size = fabsf(scale), shift_size = fabsf(shift);
-    return scale_size >= kSmallest && scale_size <= kLargest && shift_size <= kLargest &&
+    return limit > 0.0f && scale_size >= kSmallest && scale_size <= kLargest && shift_size <= kLargest &&
            shift_size <= limit * scale_size;
 }
 
@@ -108,11 +108,6 @@ DEVICE void prepare_norm(const float* in_scale, const float* in_shift, float pac
 struct alignas(8) HalfChunk {  // four channels
     uint32_t word[2];
 };
-
-template <ElementType kType>
-DEVICE uint32_t pack(float low, float high) {
-    return kType == ElementType::kBf16 ? pack_bf16x2(low, high) : pack_f16x2(low, high);
-}
 
 DEVICE SmemAddress chunk_address(SmemAddress pixels, int pixel, int chunk) {
     return swizzled(Swizzle::k128B, pixels + pixel * kPixelBytes + chunk * 16);

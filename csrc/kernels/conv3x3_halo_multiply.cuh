@@ -1,5 +1,6 @@
 // conv3x3_halo, consumers: d[filter][output pixel] = sum over taps and input channels.
 #pragma once
+#include "device/gemm.cuh"
 #include "kernels/conv3x3_halo_plan.cuh"
 
 namespace conv3x3_halo {
@@ -11,10 +12,6 @@ DEVICE SmemAddress slice_ready(bool normalized, int slot) {
 }
 
 // A warp's share of the products that read a buffer is done; wgmma.wait_group speaks for the whole warp.
-DEVICE void release(SmemAddress barrier) {
-    if (lane_index() == 0) mbarrier_arrive(barrier);
-}
-
 // The output pixels of a tile as operand B, for tap (0, 0): groups of 8 pixels. It starts anywhere in the 1024-byte
 // pattern of the swizzle, whose XOR takes the bits of the shared address itself: see csrc/emulation/README.md.
 template <class P>
@@ -32,7 +29,7 @@ DEVICE void multiply_tap(float (&d)[P::kAccumulators], SmemAddress filters, uint
                                                               advanced(pixels, step * 32), accumulate || step > 0);
 }
 
-// ---- 64 channels: the weights are operand A in registers, but for the last tap ----
+// ---- 64 channels to 64: the weights are operand A in registers, but for the last tap ----
 
 // Eight taps are 128 registers; with the ninth, the accumulator and the epilogue would not find enough of them.
 struct Filters {
@@ -72,7 +69,7 @@ DEVICE void multiply(float (&d)[P::kAccumulators], const Filters& filters, int s
     release(P::halo_empty(slot));
 }
 
-// ---- more channels: the weights are operand A in shared memory, as they stream through ----
+// ---- more of either: the weights are operand A in shared memory, as they stream through ----
 
 // One slice, for all filters of this pass. `use` counts the stages of weights.
 template <class P, ElementType kType>

@@ -1,6 +1,6 @@
 // conv3x3_halo: how the work is cut up, and where everything lies in shared memory.
 //
-// The output maps of a batch are stacked, one blank row between two images, and cut into tiles of kTileRows stacked
+// The output maps of a batch are stacked, one blank row between two images, and cut into tiles of kWholeRows stacked
 // rows by 8 columns. The blank row is the padding that two images share, so a tile may hold the end of one image and
 // the beginning of the next, and small maps fill the tensor cores as well as large ones. What is computed for a blank
 // row, or right of the last column, is dropped: TMA clips what lies outside of the map.
@@ -69,47 +69,46 @@ HOST_DEVICE constexpr Problem make_problem(int images, int height, int width, in
             make_divisor(static_cast<uint32_t>((out_width + kTileColumns - 1) / kTileColumns))};
 }
 
+// Tiles of `tile_rows` stacked output rows.
+HOST_DEVICE constexpr int tile_count(const Problem& p, int tile_rows) {
+    int stacked_rows = p.images * (p.out_height + 1) - 1;
+    return (stacked_rows + tile_rows - 1) / tile_rows * static_cast<int>(p.tiles_across.divisor);
+}
+
 // The numbers of one instantiation that were chosen, not derived.
 struct Choice {
-    int tile_rows;      // N of a wgmma is 8 * tile_rows
+    int tile_rows;      // of a consumer: N of a wgmma is 8 * tile_rows
     int filter_tiles;   // accumulators of 64 filters that a consumer holds
     int halo_slots;     // slices in shared memory
-    int weight_stages;  // 128 filters x 64 channels of one tap each; 0: the weights stay in registers
+    int weight_stages;  // 128 filters, or all 64, x 64 channels of one tap each; 0: the weights stay in registers
     int staged_rows;    // tile rows of 64 channels that a consumer turns around at once for the TMA store
 };
 
 // A pixel of input is loaded once per tile, by whoever needs how many filters of it: filter_tiles * 128 is every
-// filter, or (512 channels, stride 1) all slices stay while the filters pass by twice. The rest fills 227 KB.
-constexpr Choice choose(int channels, int stride) {
+// filter, or (512 filters, stride 1) all slices stay while the filters pass by twice. The rest fills 227 KB. Input
+// channels only add slices.
+constexpr Choice choose(int filters, int stride) {
     if (stride == 1) {
-        if (channels == 64) return {16, 1, 4, 0, 16};
-        if (channels == 128) return {32, 1, 3, 4, 8};
-        if (channels == 256) return {16, 2, 4, 5, 16};
+        if (filters == 64) return {16, 1, 4, 0, 16};
+        if (filters == 128) return {32, 1, 3, 4, 8};
+        if (filters == 256) return {16, 2, 4, 5, 16};
         return {16, 2, 8, 2, 4};
     }
-    if (channels == 64) return {16, 1, 2, 0, 16};
-    if (channels == 128) return {16, 1, 2, 3, 8};
-    if (channels == 256) return {16, 2, 2, 3, 8};
+    if (filters == 64) return {16, 1, 2, 0, 16};
+    if (filters == 128) return {16, 1, 2, 3, 8};
+    if (filters == 256) return {16, 2, 2, 3, 8};
     return {8, 4, 3, 5, 8};
 }
 
-template <int kChannelCount, int kConvStride, Choice kChosen = choose(kChannelCount, kConvStride)>
-struct Plan {
-    static constexpr Choice kChoice = kChosen;
-    static constexpr int kChannels = kChannelCount, kStride = kConvStride;
-    static constexpr int kTileRows = kChoice.tile_rows, kTilePixels = kTileRows * kTileColumns;
+// A tile, its halo, and where the taps find their pixels in it. `kParts` consumers have kRows rows of it each.
+template <int kConvStride, int kRows, int kParts = 1>
+struct TileShape {
+    static constexpr int kStride = kConvStride;
+    static constexpr int kTileRows = kRows, kTilePixels = kTileRows * kTileColumns;
     static constexpr int kAccumulators = kTilePixels / 2;  // registers of a thread for 64 filters
-    static constexpr int kFilterTiles = kChoice.filter_tiles;
-    static constexpr int kSlots = kChoice.halo_slots, kStages = kChoice.weight_stages;
-    static constexpr int kStagedRows = kChoice.staged_rows;
-    static constexpr int kSlices = kChannels / kSliceChannels;
-    static constexpr bool kWeightsInRegisters = kStages == 0;
-    // In registers: each consumer has its own tiles. Through shared memory: both have one tile, and 64 filters each.
-    static constexpr int kFiltersAtOnce = kFilterTiles * kFilterTile * (kWeightsInRegisters ? 1 : kConsumers);
-    static constexpr int kPasses = kChannels / kFiltersAtOnce;
-    static_assert(kPasses == 1 || kSlots == kSlices, "a second pass over the filters finds every slice in its slot");
+    static constexpr int kWholeRows = kParts * kTileRows;
 
-    static constexpr int kHaloRows = kStride * (kTileRows - 1) + 3;
+    static constexpr int kHaloRows = kStride * (kWholeRows - 1) + 3;
     static constexpr int kLoadPixels = kStride == 1 ? kTileColumns + 2 : kTileColumns + 1;  // of one TMA load
     static constexpr int kRowPixels = kStride * kLoadPixels;
     static_assert(kStride == 1 || kStride == 2);
@@ -124,24 +123,52 @@ struct Plan {
         return row * kRowBytes + pixel * kPixelBytes;
     }
 
+    HOST_DEVICE static constexpr int tile_count(const Problem& p) { return conv3x3_halo::tile_count(p, kWholeRows); }
+};
+
+// Consumers with filters of their own. Weights in registers: each has its own tiles. Through shared memory: both have
+// one tile, of which each has 64 filters, or half of the rows where there are no more than 64.
+constexpr int filter_consumers(int filters, const Choice& choice) {
+    return choice.weight_stages == 0 || filters == kFilterTile ? 1 : kConsumers;
+}
+constexpr int row_parts(int filters, const Choice& choice) {
+    return choice.weight_stages == 0 ? 1 : kConsumers / filter_consumers(filters, choice);
+}
+
+template <int kChannelCount, int kFilterCount, int kConvStride, Choice kChosen = choose(kFilterCount, kConvStride)>
+struct Plan : TileShape<kConvStride, kChosen.tile_rows, row_parts(kFilterCount, kChosen)> {
+    using TileShape<kConvStride, kChosen.tile_rows, row_parts(kFilterCount, kChosen)>::kSliceBytes;
+    static constexpr Choice kChoice = kChosen;
+    static constexpr int kChannels = kChannelCount, kFilters = kFilterCount;
+    static constexpr int kFilterTiles = kChoice.filter_tiles;
+    static constexpr int kSlots = kChoice.halo_slots, kStages = kChoice.weight_stages;
+    static constexpr int kStagedRows = kChoice.staged_rows;
+    static constexpr int kSlices = kChannels / kSliceChannels;
+    static constexpr bool kWeightsInRegisters = kStages == 0;
+    static_assert(!kWeightsInRegisters || kSlices == 1);
+    static constexpr int kFilterConsumers = filter_consumers(kFilters, kChoice);
+    static constexpr int kFiltersAtOnce = kFilterTiles * kFilterTile * kFilterConsumers;
+    static constexpr int kPasses = kFilters / kFiltersAtOnce;
+    static_assert(kPasses == 1 || kSlots == kSlices, "a second pass over the filters finds every slice in its slot");
+
     // What setmaxnreg shares out: the 3 x 168 registers that a block of 384 threads is launched with.
     static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
     static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 3 * 168);
 
     // ---- shared memory, from smem_base() on ----
 
-    static constexpr int kStageBytes = kConsumers * kFilterBytes;
+    static constexpr int kStageBytes = kFilterConsumers * kFilterBytes;
     static constexpr int kStagedBytes = kStagedRows * kTileColumns * kPixelBytes;
-    static constexpr int kMomentSets = kWeightsInRegisters ? kConsumers : 1;
+    static constexpr int kMomentSets = kConsumers / kFilterConsumers;
 
     static constexpr int kWeightsAt = 0;
-    static constexpr int kWeightsBytes = kWeightsInRegisters ? kFilterBytes : kStages * kStageBytes;
+    static constexpr int kWeightsBytes = (kWeightsInRegisters ? 1 : kStages) * kStageBytes;
     static constexpr int kStagedAt = kWeightsAt + kWeightsBytes;
     static constexpr int kHaloAt = kStagedAt + kConsumers * kStagedBytes;
     static constexpr int kNormAt = kHaloAt + kSlots * kSliceBytes;        // packed scale, then packed shift
     static constexpr int kNormWideAt = kNormAt + 2 * 2 * kChannels;       // one word per eight channels
     static constexpr int kMomentsAt = kNormWideAt + 4 * (kChannels / 8);  // (mean, M2) per set and filter
-    static constexpr int kCountsAt = kMomentsAt + kMomentSets * 8 * kChannels;
+    static constexpr int kCountsAt = kMomentsAt + kMomentSets * 8 * kFilters;
     static constexpr int kBarriersAt = kCountsAt + 16 * kMomentSets;
     static constexpr int kBarriers = 3 * kSlots + 2 * kStages + kConsumers + 2;
     static constexpr int kSharedBytes = kBarriersAt + 8 * kBarriers;
@@ -156,7 +183,7 @@ struct Plan {
     DEVICE static SmemAddress norm_shift(int chunk) { return norm_scale(chunk) + 2 * kChannels; }
     DEVICE static SmemAddress norm_wide(int chunk) { return smem_base() + kNormWideAt + 4 * chunk; }
     DEVICE static SmemAddress moments(int set, int filter) {
-        return smem_base() + kMomentsAt + 8 * (set * kChannels + filter);
+        return smem_base() + kMomentsAt + 8 * (set * kFilters + filter);
     }
     DEVICE static SmemAddress count(int set) { return smem_base() + kCountsAt + 16 * set; }
 
@@ -168,13 +195,6 @@ struct Plan {
     DEVICE static SmemAddress residual_full(int consumer) { return barrier(3 * kSlots + 2 * kStages + consumer); }
     DEVICE static SmemAddress filters_full() { return residual_full(kConsumers); }
     DEVICE static SmemAddress filters_taken() { return residual_full(kConsumers + 1); }
-
-    // ---- tiles ----
-
-    HOST_DEVICE static constexpr int tile_count(const Problem& p) {
-        int stacked_rows = p.images * (p.out_height + 1) - 1;
-        return (stacked_rows + kTileRows - 1) / kTileRows * static_cast<int>(p.tiles_across.divisor);
-    }
 
   private:
     DEVICE static SmemAddress barrier(int index) { return smem_base() + kBarriersAt + 8 * index; }
@@ -188,7 +208,7 @@ template <class P>
 DEVICE Tile tile_at(const Problem& problem, int index) {
     int down = problem.tiles_across.quotient(index);
     int across = index - down * static_cast<int>(problem.tiles_across.divisor);
-    return {down * P::kTileRows, across * kTileColumns};
+    return {down * P::kWholeRows, across * kTileColumns};
 }
 
 struct MapRow {

@@ -1,4 +1,4 @@
-// conv3x3_halo_wgrad: the gradient of a 3x3 convolution's weight, padding 1, stride 1 or 2, C -> C channels (multiples
+// conv3x3_halo_wgrad: the gradient of a 3x3 convolution's weight, padding 1, stride 1 or 2, C -> K channels (multiples
 // of 64), NHWC float16 or bfloat16, for sm_90a.
 //
 //     dz = a * g + b * z + c                       rounded; the backward of the convolution's own batch norm
@@ -145,7 +145,7 @@ DEVICE void write_products(const float (&d)[kTapsOfRow][kProducts], const WgradA
                            int tap_row, int thread) {
     int filter = share.filter_slice * kFilterTile + thread / 32 * 16 + lane_index() / 4;
     int channel = share.channel_slice * kSliceChannels + lane_index() % 4 * 2;
-    int64_t row = static_cast<int64_t>(share.split) * arguments.channels;
+    int64_t row = static_cast<int64_t>(share.split) * arguments.filters;
 #pragma unroll
     for (int column = 0; column < kTapsOfRow; ++column)
 #pragma unroll

@@ -22,8 +22,8 @@ static_assert(kProducerRegisters + kRows * kConsumerRegisters <= 4 * 128);
 constexpr Choice choose_wgrad(int stride) { return {stride == 1 ? 16 : 8, 1, 3, 0, 1}; }
 
 template <int kConvStride>
-struct WgradPlan : Plan<kSliceChannels, kConvStride, choose_wgrad(kConvStride)> {
-    using Base = Plan<kSliceChannels, kConvStride, choose_wgrad(kConvStride)>;
+struct WgradPlan : Plan<kSliceChannels, kFilterTile, kConvStride, choose_wgrad(kConvStride)> {
+    using Base = Plan<kSliceChannels, kFilterTile, kConvStride, choose_wgrad(kConvStride)>;
     static constexpr int kGroup = kTileColumns * kPixelBytes;  // of dz: a row of the tile
     static constexpr int kGradientBytes = Base::kTileRows * kGroup;
     static constexpr int kGradientAt = (Base::kSharedBytes + 1023) / 1024 * 1024;
@@ -39,7 +39,7 @@ struct WgradPlan : Plan<kSliceChannels, kConvStride, choose_wgrad(kConvStride)> 
 
 struct WgradArguments {
     Problem problem;
-    int channels, splits;
+    int channels, filters, splits;
     BnBackward norm;
     const float* in_scale;  // (C,) the prologue of x; null: none
     const float* in_shift;  // (C,)
@@ -57,8 +57,9 @@ struct Share {
 };
 
 DEVICE Share share_of(const WgradArguments& arguments) {
-    int slices = arguments.channels / kSliceChannels, pair = block_index() % (slices * slices);
-    return {pair / slices, pair % slices, block_index() / (slices * slices)};
+    int slices = arguments.channels / kSliceChannels, pairs = slices * (arguments.filters / kFilterTile);
+    int pair = block_index() % pairs;
+    return {pair / slices, pair % slices, block_index() / pairs};
 }
 
 }  // namespace conv3x3_halo_wgrad

@@ -12,11 +12,13 @@ struct GlobalAvgPool {
 
 template <ElementType kType>
 __global__ void __launch_bounds__(kThreads) global_avg_pool(const __grid_constant__ GlobalAvgPool p) {
+    launch_next_grid();
+    wait_for_previous_grid();
     Place place = place_of(p.tiles);
     Floats8 sum = {};
 #pragma unroll 4
     for (int pixel = place.first; pixel < place.end; pixel += p.tiles.rows()) {
-        Floats8 x = widen<kType>(load_global(p.x + offset_of(p.tiles, pixel, place)));
+        Floats8 x = widen<kType>(load_ordered(p.x + offset_of(p.tiles, pixel, place)));
 #pragma unroll
         for (int c = 0; c < kChunkChannels; ++c) sum.value[c] += x.value[c];
     }

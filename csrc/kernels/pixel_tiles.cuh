@@ -15,6 +15,9 @@ constexpr int kTilePixels = 128, kTileLog2 = 7;
 constexpr int kSliceChannels = 64;               // of one load: 128 bytes a pixel, the width of the swizzle
 constexpr int kPixelBytes = 2 * kSliceChannels;  // of one slice
 constexpr int kSliceBytes = kTilePixels * kPixelBytes;
+constexpr uint32_t kAtomBytes = 8 * kPixelBytes;       // eight rows of the swizzle
+constexpr uint32_t kStepRowsBytes = 16 * kPixelBytes;  // the rows of one wgmma, where its k runs over rows
+constexpr int kWarpgroup = 128, kWarps = kWarpgroup / 32;
 
 struct Box {
     int image, row, column;
@@ -35,11 +38,15 @@ struct Tiles {
         int down_index = index / across();
         return {down_index / down() << image_log2(), down_index % down() << row_log2, index % across() << column_log2};
     }
-    // Whether pixel i of the tile that begins at `box` is one of the map's.
-    HOST_DEVICE bool inside(const Box& box, int i) const {
+    // Pixel i of the tile that begins at `box`.
+    HOST_DEVICE Box pixel(const Box& box, int i) const {
         int column = i & ((1 << column_log2) - 1), row = i >> column_log2 & ((1 << row_log2) - 1);
-        return box.column + column < columns && box.row + row < rows &&
-               box.image + (i >> (row_log2 + column_log2)) < images;
+        return {box.image + (i >> (row_log2 + column_log2)), box.row + row, box.column + column};
+    }
+    // Whether it is one of the map's.
+    HOST_DEVICE bool inside(const Box& box, int i) const {
+        Box at = pixel(box, i);
+        return at.column < columns && at.row < rows && at.image < images;
     }
 };
 
@@ -66,10 +73,13 @@ inline MapShape map_shape(const Tiles& tiles, int n, int h, int w, int channels,
             false};
 }
 
-// A dense map of the tiles' own extents.
-inline MapShape map_shape(const Tiles& tiles, int channels) {
+// A dense map of the tiles' own extents, in boxes of tiles, or of runs of a tile's pixels.
+inline MapShape map_shape(const Tiles& tiles, int channels, int pixels_log2 = kTileLog2) {
+    int column_log2 = tiles.column_log2 < pixels_log2 ? tiles.column_log2 : pixels_log2,
+        rest = pixels_log2 - column_log2;
+    int row_log2 = tiles.row_log2 < rest ? tiles.row_log2 : rest;
     return {{channels, tiles.columns, tiles.rows, tiles.images},
-            {kSliceChannels, 1 << tiles.column_log2, 1 << tiles.row_log2, 1 << tiles.image_log2()},
+            {kSliceChannels, 1 << column_log2, 1 << row_log2, 1 << (rest - row_log2)},
             {1, 1, 1, 1},
             false};
 }

@@ -34,9 +34,11 @@ void run_kernel(const Call& call, Kernel kernel, const Tensors& tensors, Argumen
         arguments};
     count_loads(parameters.input);
     count_loads(parameters.input_even);
+    for (TensorMap* map : {&parameters.weight1, &parameters.weight2, &parameters.weight3, &parameters.downsample})
+        promise_constant(*map, arguments.weights_ready);
     int blocks = std::min(multiprocessors(call), P::tile_count(problem));
     allow_shared_memory(call, kernel, P::kSharedBytes);
-    run<Parameters>(call, kernel, parameters, blocks, kThreads, P::kSharedBytes, stream);
+    run_dependent<Parameters>(call, kernel, parameters, blocks, kThreads, P::kSharedBytes, stream);
 }
 
 // Calls `choose` with what the kernel is a template of: channels, stride, shortcut, and where the weights are.
@@ -83,7 +85,8 @@ Norm norm_of(const Call& call, const std::string& of, Pointer scale, Pointer shi
 void bottleneck_inference(Pointer x, Pointer weight1, Pointer scale1, Pointer shift1, Pointer weight2, Pointer scale2,
                           Pointer shift2, Pointer weight3, Pointer scale3, Pointer shift3, Pointer downsample,
                           Pointer downsample_scale, Pointer downsample_shift, Pointer y, int element_type, int64_t n,
-                          int64_t h, int64_t w, int64_t c_in, int64_t c, int64_t stride, Pointer stream) {
+                          int64_t h, int64_t w, int64_t c_in, int64_t c, int64_t stride, bool weights_ready,
+                          Pointer stream) {
     Call call("bottleneck_inference", {n, h, w, c_in, c});
     bool is_identity = downsample == 0;
     check_shape(call, n, h, w, c_in, c, stride, is_identity);
@@ -91,6 +94,7 @@ void bottleneck_inference(Pointer x, Pointer weight1, Pointer scale1, Pointer sh
                  "downsample is missing, but not its scale and shift");
     Arguments arguments = {};
     arguments.slices = as_int(c_in / kSliceChannels);
+    arguments.weights_ready = weights_ready;
     arguments.conv1 = norm_of(call, "weight1", scale1, shift1);
     arguments.conv2 = norm_of(call, "weight2", scale2, shift2);
     arguments.conv3 = norm_of(call, "weight3", scale3, shift3);

@@ -22,6 +22,7 @@ namespace launch {
 void bottleneck_inference(Pointer x, Pointer weight1, Pointer scale1, Pointer shift1, Pointer weight2, Pointer scale2,
                           Pointer shift2, Pointer weight3, Pointer scale3, Pointer shift3, Pointer downsample,
                           Pointer downsample_scale, Pointer downsample_shift, Pointer y, int element_type, int64_t n,
-                          int64_t h, int64_t w, int64_t c_in, int64_t c, int64_t stride, Pointer stream);
+                          int64_t h, int64_t w, int64_t c_in, int64_t c, int64_t stride, bool weights_ready,
+                          Pointer stream);
 
 }  // namespace launch

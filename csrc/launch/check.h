@@ -10,7 +10,7 @@
 #include "launch/launch.h"
 
 #ifdef __CUDACC__
-#include "launch/cuda_error.h"
+#include "launch/remembered.h"
 #endif
 
 namespace launch {
@@ -88,9 +88,34 @@ void with_element_type(const Call& call, int element_type, Choose choose) {
     call.require(false, "element type " + std::to_string(element_type) + " is neither bfloat16 (0) nor float16 (1)");
 }
 
+namespace details {
+
+#ifdef __CUDACC__
+
+// Code that was compiled for less than 9.0 has an empty wait_for_previous_grid, whatever GPU it runs on.
+template <class Parameters>
+bool can_wait(const Call& call, void (*kernel)(Parameters)) {
+    return remembered(call.name(), reinterpret_cast<const void*>(kernel), 0, [&](int) {
+        cudaFuncAttributes attributes;
+        require_success(call.name(), cudaFuncGetAttributes(&attributes, kernel));
+        return int{attributes.ptxVersion >= 90};
+    });
+}
+
+#else
+
+template <class Parameters>
+bool can_wait(const Call&, void (*)(Parameters)) {
+    return true;
+}
+
+#endif
+
 template <class Parameters>
 void run(const Call& call, void (*kernel)(Parameters), const Parameters& parameters, int blocks, int threads,
-         uint32_t shared_bytes, Pointer stream) {
+         uint32_t shared_bytes, Pointer stream, bool dependent, int cluster) {
+    call.require(blocks % cluster == 0,
+                 std::to_string(blocks) + " blocks do not make clusters of " + std::to_string(cluster));
     call.require(shared_bytes <= kMaxSharedBytes,
                  "its " + std::to_string(shared_bytes) + " bytes of shared memory are more than a block has, 227 KB");
 #ifdef __CUDACC__
@@ -99,12 +124,49 @@ void run(const Call& call, void (*kernel)(Parameters), const Parameters& paramet
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = shared_bytes;
     config.stream = reinterpret_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (dependent) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
     require_success(call.name(), cudaLaunchKernelEx(&config, kernel, parameters));
 #else
     static_cast<void>(call), static_cast<void>(stream);
-    emu::launch({blocks, threads, shared_bytes, static_cast<unsigned>(schedule.seed), schedule.workers},
-                [&] { kernel(parameters); });
+    emu::launch(
+        {blocks, threads, shared_bytes, static_cast<unsigned>(schedule.seed), schedule.workers, dependent, cluster},
+        [&] { kernel(parameters); });
 #endif
+}
+
+}  // namespace details
+
+template <class Parameters>
+void run(const Call& call, void (*kernel)(Parameters), const Parameters& parameters, int blocks, int threads,
+         uint32_t shared_bytes, Pointer stream) {
+    details::run<Parameters>(call, kernel, parameters, blocks, threads, shared_bytes, stream, false, 1);
+}
+
+// For kernels that call wait_for_previous_grid, and no others: as soon as there is room, the grid starts beside the one
+// before it in the stream (programmatic dependent launch).
+template <class Parameters>
+void run_dependent(const Call& call, void (*kernel)(Parameters), const Parameters& parameters, int blocks, int threads,
+                   uint32_t shared_bytes, Pointer stream) {
+    details::run<Parameters>(call, kernel, parameters, blocks, threads, shared_bytes, stream,
+                             details::can_wait(call, kernel), 1);
+}
+
+// In clusters of so many neighbouring blocks, which run together and reach each other's shared memory.
+template <class Parameters>
+void run_clusters(const Call& call, void (*kernel)(Parameters), const Parameters& parameters, int blocks, int threads,
+                  uint32_t shared_bytes, Pointer stream, int cluster) {
+    details::run<Parameters>(call, kernel, parameters, blocks, threads, shared_bytes, stream, false, cluster);
 }
 
 }  // namespace launch

@@ -47,10 +47,11 @@ void run_kernel(const Call& call, const Tensors& tensors, const Arguments& argum
         tensor_map(call, "the output", tensors.y, output, kType),
         tensor_map(call, "the residual", tensors.residual ? tensors.residual : tensors.y, output, kType), arguments};
     count_loads(parameters.input);
+    promise_constant(parameters.weights, arguments.weights_ready);
     int blocks = std::min(multiprocessors(call), V::work_count(p));
     auto kernel = conv1x1_kernel<kType, kFilters, kEpilogue, kPrologue>;
     allow_shared_memory(call, kernel, V::kSharedBytes);
-    run<Parameters>(call, kernel, parameters, blocks, kThreads, V::kSharedBytes, stream);
+    run_dependent<Parameters>(call, kernel, parameters, blocks, kThreads, V::kSharedBytes, stream);
 }
 
 // Narrow tiles where there are few: for few filters, and for small maps, whose wide tiles would leave processors idle.
@@ -102,13 +103,15 @@ void split(const Call& call, Arguments& arguments, Pointer products, Pointer arr
 
 void conv1x1_act(Pointer x, Pointer weight, Pointer in_scale, Pointer in_shift, Pointer scale, Pointer shift,
                  Pointer residual, Pointer y, Pointer products, Pointer arrivals, int64_t splits, int element_type,
-                 int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride, bool relu, Pointer stream) {
+                 int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride, bool relu, bool weights_ready,
+                 Pointer stream) {
     Call call("conv1x1_act", {n, h, w, c, k});
     Arguments arguments = common_arguments(call, in_scale, in_shift, n, h, w, c, k, stride);
     arguments.scale = call.aligned<const float>("scale", scale);
     arguments.shift = call.aligned<const float>("shift", shift);
     arguments.relu = relu;
     arguments.has_residual = residual != 0;
+    arguments.weights_ready = weights_ready;
     split(call, arguments, products, arrivals, splits);
     Tensors tensors = {call.aligned<const uint16_t>("x", x),
                        call.aligned<const uint16_t>("weight", weight),

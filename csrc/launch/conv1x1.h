@@ -16,7 +16,8 @@ namespace launch {
 //              may run at the same time must not share them.
 void conv1x1_act(Pointer x, Pointer weight, Pointer in_scale, Pointer in_shift, Pointer scale, Pointer shift,
                  Pointer residual, Pointer y, Pointer products, Pointer arrivals, int64_t splits, int element_type,
-                 int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride, bool relu, Pointer stream);
+                 int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride, bool relu, bool weights_ready,
+                 Pointer stream);
 
 // z = conv(a, weight), and partials (conv1x1_partial_rows, 3, k) float32: count, mean and M2, the sum of squared
 // deviations from that mean, of z as rounded, of each tile of at most 128 pixels.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "kernels/conv1x1_products.cuh"
 #include "launch/conv1x1_products.h"
@@ -24,34 +25,48 @@ Problem make_problem(const Call& call, int64_t n, int64_t h, int64_t w, int64_t 
     call.require(stride == 1 || stride == 2, "stride " + std::to_string(stride) + " is neither 1 nor 2");
     call.map("z", n, h, w, c);
     call.map("grad", n, strided(h, stride), strided(w, stride), k);
-    call.require(k <= kMaxFilters, std::to_string(k) + " filters are more than the " + std::to_string(kMaxFilters) +
-                                       " whose products a block can hold");
+    call.require(k <= kMaxRanks * kBlockFilters, std::to_string(k) + " filters are more than the " +
+                                                     std::to_string(kMaxRanks * kBlockFilters) +
+                                                     " whose products a cluster of blocks can hold");
     return {make_tiles(as_int(n), as_int(strided(h, stride)), as_int(strided(w, stride)), as_int(stride)), as_int(c),
             as_int(k), as_int(stride)};
 }
 
-int channel_blocks(const Problem& p) {
-    int channels = p.channels > kNarrowChannels ? kWideChannels : kNarrowChannels;
-    return (p.channels + channels - 1) / channels;
+// Blocks to a cluster: a power of two, for equal shares of a tile's pixels.
+int cluster_ranks(const Problem& p) {
+    int ranks = 1;
+    while (ranks * kBlockFilters < p.filters) ranks *= 2;
+    return ranks;
 }
 
-template <ElementType kType, int kChannels>
+// Calls `choose` with the channels of a block, and whether it is one of a cluster, as constants.
+template <class Choose>
+auto with_variant(const Problem& p, Choose choose) {
+    if (p.filters > kBlockFilters) return choose.template operator()<kWideChannels, true>();
+    if (p.channels > kNarrowChannels) return choose.template operator()<kWideChannels, false>();
+    return choose.template operator()<kNarrowChannels, false>();
+}
+
+template <ElementType kType, int kChannels, bool kClusters>
 void run_kernel(const Call& call, const Tensors& tensors, const Arguments& arguments, int rows, Pointer stream) {
-    using V = Variant<kType, kChannels>;
+    using V = Variant<kType, kChannels, kClusters>;
     const Problem& p = arguments.problem;
+    int ranks = cluster_ranks(p);
     MapShape gradient = map_shape(p.tiles, p.filters);
     Parameters parameters = {
         tensor_map(call, "grad", tensors.grad, gradient, kType),
         tensor_map(call, "out", tensors.out ? tensors.out : tensors.grad, gradient, kType),
         tensor_map(call, "z", tensors.z, map_shape(p.tiles, tensors.n, tensors.h, tensors.w, p.channels, p.stride),
                    kType),
-        tensor_map(call, "weight", tensors.weight, matrix_shape(p.filters, p.channels, kMaxFilters), kType),
-        tensor_map(call, "t", tensors.t, map_shape(p.tiles, p.channels), kType),
+        tensor_map(call, "weight", tensors.weight, matrix_shape(p.filters, p.channels, kBlockFilters), kType),
+        tensor_map(call, "t", tensors.t, map_shape(p.tiles, p.channels, kTileLog2 - std::countr_zero(unsigned(ranks))),
+                   kType),
         arguments};
     count_loads(parameters.grad);
-    auto kernel = conv1x1_products_kernel<kType, kChannels>;
+    auto kernel = conv1x1_products_kernel<kType, kChannels, kClusters>;
     allow_shared_memory(call, kernel, V::kSharedBytes);
-    run<Parameters>(call, kernel, parameters, rows * V::channel_blocks(p), kThreads, V::kSharedBytes, stream);
+    run_clusters<Parameters>(call, kernel, parameters, rows * V::channel_blocks(p) * ranks, kThreads, V::kSharedBytes,
+                             stream, ranks);
 }
 
 void sum_rows(const Call& call, const float* partials, float* products, int64_t rows, int64_t count, Pointer stream) {
@@ -88,10 +103,9 @@ void conv1x1_products(Pointer grad, Pointer out, Pointer z, Pointer in_scale, Po
                        as_int(h),
                        as_int(w)};
     with_element_type(call, element_type, [&]<ElementType kType>() {
-        if (c > kNarrowChannels)
-            run_kernel<kType, kWideChannels>(call, tensors, arguments, as_int(rows), stream);
-        else
-            run_kernel<kType, kNarrowChannels>(call, tensors, arguments, as_int(rows), stream);
+        with_variant(arguments.problem, [&]<int kChannels, bool kClusters>() {
+            run_kernel<kType, kChannels, kClusters>(call, tensors, arguments, as_int(rows), stream);
+        });
     });
     sum_rows(call, arguments.partials, sums, rows, k * (c + 1), stream);
 }
@@ -99,7 +113,12 @@ void conv1x1_products(Pointer grad, Pointer out, Pointer z, Pointer in_scale, Po
 int64_t conv1x1_products_rows(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride) {
     Call call("conv1x1_products_rows", {n, h, w, c, k});
     Problem problem = make_problem(call, n, h, w, c, k, stride);
-    return std::clamp(multiprocessors(call) / channel_blocks(problem), 1, problem.tiles.count());
+    return with_variant(problem, [&]<int kChannels, bool kClusters>() -> int64_t {
+        using V = Variant<ElementType::kBf16, kChannels, kClusters>;
+        auto kernel = conv1x1_products_kernel<ElementType::kBf16, kChannels, kClusters>;
+        int clusters = resident_clusters(call, kernel, kThreads, V::kSharedBytes, cluster_ranks(problem));
+        return std::clamp(clusters / V::channel_blocks(problem), 1, problem.tiles.count());
+    });
 }
 
 }  // namespace launch

@@ -26,22 +26,24 @@ MapShape halo_shape(const WgradArguments& arguments) {
 
 MapShape gradient_shape(const WgradArguments& arguments) {
     const Problem& p = arguments.problem;
-    return {{arguments.channels, p.out_width, p.out_height, p.images},
+    return {{arguments.filters, p.out_width, p.out_height, p.images},
             {kSliceChannels, kTileColumns, 1, 1},
             {1, 1, 1, 1},
             false};
 }
 
-int pairs_of_slices(int64_t channels) {
-    int slices = as_int(channels / kSliceChannels);
-    return slices * slices;
+int pairs_of_slices(int64_t channels, int64_t filters) {
+    return as_int(channels / kSliceChannels * (filters / kFilterTile));
 }
 
-Problem make_wgrad_problem(const Call& call, int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride) {
+Problem make_wgrad_problem(const Call& call, int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride) {
     call.map("x", n, h, w, c);
     call.require(stride == 1 || stride == 2, "stride " + std::to_string(stride) + " is neither 1 nor 2");
     call.require(c % kSliceChannels == 0, std::to_string(c) + " channels are no multiple of 64");
-    return make_problem(as_int(n), as_int(h), as_int(w), as_int(stride));
+    Problem problem = make_problem(as_int(n), as_int(h), as_int(w), as_int(stride));
+    call.map("g", n, problem.out_height, problem.out_width, k);
+    call.require(k % kFilterTile == 0, std::to_string(k) + " filters are no multiple of 64");
+    return problem;
 }
 
 template <ElementType kType, int kStride>
@@ -57,8 +59,8 @@ void run_kernel(const Call& call, const WgradTensors& tensors, const WgradArgume
     multiprocessors(call);  // refuses other GPUs
     auto kernel = conv3x3_halo_wgrad_kernel<kType, kStride>;
     allow_shared_memory(call, kernel, P::kSharedBytes);
-    run<WgradParameters>(call, kernel, parameters, arguments.splits * pairs_of_slices(arguments.channels),
-                         kWgradThreads, P::kSharedBytes, stream);
+    int blocks = arguments.splits * pairs_of_slices(arguments.channels, arguments.filters);
+    run<WgradParameters>(call, kernel, parameters, blocks, kWgradThreads, P::kSharedBytes, stream);
 }
 
 template <class P>
@@ -70,16 +72,17 @@ int tiles_of(const Problem& problem) {
 
 void conv3x3_halo_wgrad(Pointer g, Pointer z, Pointer a, Pointer b, Pointer c_, Pointer x, Pointer in_scale,
                         Pointer in_shift, double packed_limit, Pointer partials, int64_t splits, int element_type,
-                        int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride, Pointer stream) {
+                        int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride, Pointer stream) {
     Call call("conv3x3_halo_wgrad", {n, h, w, c});
     WgradArguments arguments = {};
-    arguments.problem = make_wgrad_problem(call, n, h, w, c, stride);
+    arguments.problem = make_wgrad_problem(call, n, h, w, c, k, stride);
     call.require((b == 0) == (c_ == 0), "one of b and c is missing");
     call.require(z != 0 || b == 0, "z is missing, and there is a b to multiply it by");
     call.require((in_scale == 0) == (in_shift == 0), "one of in_scale and in_shift is missing");
     call.require(packed_limit >= 0, "packed_limit " + std::to_string(packed_limit) + " is negative");
-    call.rows("partials", splits, 9 * c * c);
+    call.rows("partials", splits, 9 * k * c);
     arguments.channels = as_int(c);
+    arguments.filters = as_int(k);
     arguments.splits = as_int(splits);
     arguments.norm = {call.aligned<const float>("a", a), call.aligned_or_null<const float>("b", b),
                       call.aligned_or_null<const float>("c", c_)};
@@ -97,11 +100,11 @@ void conv3x3_halo_wgrad(Pointer g, Pointer z, Pointer a, Pointer b, Pointer c_, 
     });
 }
 
-int64_t conv3x3_halo_wgrad_splits(int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride) {
+int64_t conv3x3_halo_wgrad_splits(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t stride) {
     Call call("conv3x3_halo_wgrad_splits", {n, h, w, c});
-    Problem problem = make_wgrad_problem(call, n, h, w, c, stride);
+    Problem problem = make_wgrad_problem(call, n, h, w, c, k, stride);
     int tiles = stride == 1 ? tiles_of<WgradPlan<1>>(problem) : tiles_of<WgradPlan<2>>(problem);
-    return std::clamp(multiprocessors(call) / pairs_of_slices(c), 1, tiles);
+    return std::clamp(multiprocessors(call) / pairs_of_slices(c, k), 1, tiles);
 }
 
 }  // namespace launch

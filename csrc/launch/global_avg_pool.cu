@@ -12,7 +12,8 @@ void global_avg_pool(Pointer x, Pointer y, int element_type, int64_t n, int64_t 
     GlobalAvgPool p = {call.aligned<const uint16_t>("x", x), call.aligned<uint16_t>("y", y),
                        tiles_of_pixels(as_int(n * h * w), as_int(c), as_int(h * w))};
     with_element_type(call, element_type, [&]<ElementType kType>() {
-        run<GlobalAvgPool>(call, kernels::global_avg_pool<kType>, p, p.tiles.blocks(), kThreads, kSumBytes, stream);
+        run_dependent<GlobalAvgPool>(call, kernels::global_avg_pool<kType>, p, p.tiles.blocks(), kThreads, kSumBytes,
+                                     stream);
     });
 }
 

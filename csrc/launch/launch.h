@@ -11,6 +11,9 @@ namespace launch {
 
 using Pointer = std::uintptr_t;
 
+// Where it is an argument, `weights_ready` promises that the kernel before this one in the stream does not write the
+// weights: they are then loaded while it still runs. Everything else is read when it has ended.
+
 // z, y (n, h, w, k); residual, where it is given, (n, residual_h, residual_w, residual_c).
 void bn_add_act(Pointer z, Pointer scale, Pointer shift, Pointer residual, Pointer y, int element_type, int64_t n,
                 int64_t h, int64_t w, int64_t k, int64_t residual_h, int64_t residual_w, int64_t residual_c,

@@ -1,10 +1,18 @@
 #include "kernels/bottleneck_inference_plan.cuh"
+#include "kernels/conv1x1_backward_plan.cuh"
+#include "kernels/conv1x1_dgrad_plan.cuh"
+#include "kernels/conv1x1_gram_finish_plan.cuh"
+#include "kernels/conv1x1_gram_plan.cuh"
 #include "kernels/conv1x1_plan.cuh"
 #include "kernels/conv1x1_products_plan.cuh"
+#include "kernels/conv1x1_wgrad_plan.cuh"
 #include "kernels/conv3x3_halo_dgrad_plan.cuh"
 #include "kernels/conv3x3_halo_plan.cuh"
+#include "kernels/conv3x3_halo_split_plan.cuh"
 #include "kernels/conv3x3_halo_wgrad_plan.cuh"
 #include "kernels/map_tiles.cuh"
+#include "kernels/stem_plan.cuh"
+#include "kernels/stem_wgrad_plan.cuh"
 #include "launch/device.h"
 
 namespace launch {
@@ -20,13 +28,24 @@ void add(Bytes& bytes, std::string name, std::initializer_list<int> arguments) {
     bytes[name] = Plan::kSharedBytes;
 }
 
-template <int... kChannels>
+template <int kChannels, int kFilters, int... kStride>
 void add_conv3x3_halo(Bytes& bytes) {
-    using conv3x3_halo::Plan;
-    for (int epilogue : {0, 1}) {
-        (add<Plan<kChannels, 1>>(bytes, "conv3x3_halo_kernel", {kChannels, 1, epilogue}), ...);
-        (add<Plan<kChannels, 2>>(bytes, "conv3x3_halo_kernel", {kChannels, 2, epilogue}), ...);
-    }
+    for (int epilogue : {0, 1})
+        (add<conv3x3_halo::Plan<kChannels, kFilters, kStride>>(bytes, "conv3x3_halo_kernel",
+                                                               {kChannels, kFilters, kStride, epilogue}),
+         ...);
+}
+
+void add_conv3x3_halos(Bytes& bytes) {
+    add_conv3x3_halo<64, 64, 1, 2>(bytes);
+    add_conv3x3_halo<128, 128, 1, 2>(bytes);
+    add_conv3x3_halo<256, 256, 1, 2>(bytes);
+    add_conv3x3_halo<512, 512, 1, 2>(bytes);
+    add_conv3x3_halo<64, 128, 2>(bytes);
+    add_conv3x3_halo<128, 256, 2>(bytes);
+    add_conv3x3_halo<256, 512, 2>(bytes);
+    add<conv3x3_halo_split::SplitPlan<1>>(bytes, "conv3x3_halo_split_kernel", {1});
+    add<conv3x3_halo_split::SplitPlan<2>>(bytes, "conv3x3_halo_split_kernel", {2});
 }
 
 template <conv1x1::Epilogue kEpilogue, bool kPrologue, int... kFilters>
@@ -36,9 +55,23 @@ void add_conv1x1(Bytes& bytes) {
      ...);
 }
 
-template <int... kChannels>
+template <int kChannels, bool kClusters>
 void add_conv1x1_products(Bytes& bytes) {
-    (add<conv1x1_products::Variant<ElementType::kBf16, kChannels>>(bytes, "conv1x1_products_kernel", {kChannels}), ...);
+    add<conv1x1_products::Variant<ElementType::kBf16, kChannels, kClusters>>(bytes, "conv1x1_products_kernel",
+                                                                             {kChannels, kClusters});
+}
+
+template <int kChannels>
+void add_conv1x1_gram(Bytes& bytes) {
+    add<conv1x1_gram::Variant<ElementType::kBf16, kChannels>>(bytes, "conv1x1_gram_kernel", {kChannels});
+    add<conv1x1_gram_finish::Variant<ElementType::kBf16, kChannels>>(bytes, "conv1x1_gram_finish_kernel", {kChannels});
+}
+
+void add_conv1x1_backward(Bytes& bytes) {
+    add<conv1x1_backward::BackwardVariant<ElementType::kBf16>>(bytes, "conv1x1_backward_kernel", {});
+    add<conv1x1_dgrad::DgradVariant<ElementType::kBf16>>(bytes, "conv1x1_dgrad_kernel", {});
+    add<conv1x1_wgrad::WgradVariant<ElementType::kBf16, 64>>(bytes, "conv1x1_wgrad_kernel", {64});
+    add<conv1x1_wgrad::WgradVariant<ElementType::kBf16, 128>>(bytes, "conv1x1_wgrad_kernel", {128});
 }
 
 template <int kChannels, int kStride, bottleneck_inference::Shortcut kShortcut, bottleneck_inference::Weights kWeights>
@@ -60,14 +93,34 @@ void add_bottlenecks(Bytes& bytes) {
     add_bottleneck<128, 2, kProjection, kStreamed>(bytes);
 }
 
+template <int kStride, bool kBlockBelow, int... kChannels>
+void add_conv3x3_halo_dgrad(Bytes& bytes) {
+    (add<conv3x3_halo_dgrad::DgradPlan<kChannels, kChannels, kStride, kBlockBelow>>(
+         bytes, "conv3x3_halo_dgrad_kernel", {kChannels, kChannels, kStride, kBlockBelow}),
+     ...);
+}
+
 template <int... kChannels>
+void add_conv3x3_halo_dgrad_doubled(Bytes& bytes) {
+    (add<conv3x3_halo_dgrad::DgradPlan<kChannels, 2 * kChannels, 2, true>>(bytes, "conv3x3_halo_dgrad_kernel",
+                                                                           {kChannels, 2 * kChannels, 2, true}),
+     ...);
+}
+
 void add_conv3x3_halo_backward(Bytes& bytes) {
-    using conv3x3_halo_dgrad::DgradPlan;
-    (add<DgradPlan<kChannels, 1, false>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 1, 0}), ...);
-    (add<DgradPlan<kChannels, 2, false>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 2, 0}), ...);
-    (add<DgradPlan<kChannels, 1, true>>(bytes, "conv3x3_halo_dgrad_kernel", {kChannels, 1, 1}), ...);
+    add_conv3x3_halo_dgrad<1, false, 64, 128, 256, 512>(bytes);
+    add_conv3x3_halo_dgrad<2, false, 64, 128, 256, 512>(bytes);
+    add_conv3x3_halo_dgrad<1, true, 64, 128, 256, 512>(bytes);
+    add_conv3x3_halo_dgrad_doubled<64, 128, 256>(bytes);
     add<conv3x3_halo_wgrad::WgradPlan<1>>(bytes, "conv3x3_halo_wgrad_kernel", {1});
     add<conv3x3_halo_wgrad::WgradPlan<2>>(bytes, "conv3x3_halo_wgrad_kernel", {2});
+}
+
+void add_stem(Bytes& bytes) {
+    using conv1x1::Epilogue;
+    add<stem::Variant<ElementType::kBf16, Epilogue::kScaleShiftAct>>(bytes, "stem_kernel", {0});
+    add<stem::Variant<ElementType::kBf16, Epilogue::kStatistics>>(bytes, "stem_kernel", {1});
+    add<stem_wgrad::Plan>(bytes, "stem_wgrad_kernel", {});
 }
 
 }  // namespace
@@ -81,14 +134,21 @@ std::map<std::string, int> shared_bytes() {
     if (!FUSED_RESNET_HOPPER) return bytes;
 
     using conv1x1::Epilogue;
-    add_conv3x3_halo<64, 128, 256, 512>(bytes);
+    add_conv3x3_halos(bytes);
     add_conv1x1<Epilogue::kScaleShiftAct, false, 64, 128>(bytes);
     add_conv1x1<Epilogue::kScaleShiftAct, true, 64, 128>(bytes);
     add_conv1x1<Epilogue::kStatistics, false, 64, 128>(bytes);
     add_conv1x1<Epilogue::kStatistics, true, 64, 128>(bytes);
-    add_conv1x1_products<64, 128>(bytes);
+    add_conv1x1_products<64, false>(bytes);
+    add_conv1x1_products<128, false>(bytes);
+    add_conv1x1_products<128, true>(bytes);
+    add_conv1x1_gram<64>(bytes);
+    add_conv1x1_gram<128>(bytes);
+    bytes["sum_gram_kernel"] = conv1x1_gram::RowSums::kBytes;
+    add_conv1x1_backward(bytes);
     add_bottlenecks(bytes);
-    if (FUSED_RESNET_HOPPER) add_conv3x3_halo_backward<64, 128, 256, 512>(bytes);
+    add_stem(bytes);
+    add_conv3x3_halo_backward(bytes);
     return bytes;
 }
 

@@ -1,8 +1,8 @@
 // Does programmatic dependent launch shorten the gap between the kernels of a CUDA graph by a fifth or more?
 //
-// Decides what batch-1 inference is built from: about 50 kernels of a few microseconds, where gaps are a good part of
-// the time.  With "yes" the frozen model's kernels get griddepcontrol and the launch attribute; with "no" they only get
-// the graph, and fewer kernels (whole blocks) are what is left.  The detail gives the gaps without a graph too.
+// Gaps are a good part of batch-1 inference, which is about 50 kernels of a few microseconds.  They are launched so, by
+// run_dependent of launch/check.h; with "no" they need not be, and fewer kernels (whole blocks) are what is left.  The
+// detail gives the gaps without a graph too.
 #include <algorithm>
 #include <vector>
 

@@ -58,10 +58,47 @@ DEVICE void mbarrier_wait(SmemAddress barrier, uint32_t parity) {
         : "memory");
 }
 
+// ---- the cluster ----
+
+DEVICE int cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return static_cast<int>(rank);
+}
+DEVICE int cluster_size() {
+    uint32_t size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return static_cast<int>(size);
+}
+DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+DEVICE SmemAddress remote_address(SmemAddress address, int rank) {
+    SmemAddress remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+// Released to its own CTA's scope, as CUTLASS does: to the cluster's it is a fence of all of global memory
+// (MEMBAR.GPU).
+DEVICE void mbarrier_arrive_remote(SmemAddress barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+template <class T>
+DEVICE void store_remote(SmemAddress address, const T& value, SmemAddress barrier) {
+    static_assert(sizeof(T) == 16);
+    const auto& word = reinterpret_cast<const uint32_t (&)[4]>(value);
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+            address),
+        "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]), "r"(barrier)
+        : "memory");
+}
+
 // ---- TMA ----
 
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+DEVICE void tma_prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 DEVICE void tma_load_4d(SmemAddress destination, const TensorMap& map, SmemAddress barrier, int c0, int c1, int c2,
                         int c3) {
     asm volatile(
@@ -157,3 +194,16 @@ DEVICE uint32_t pack_bf16x2(float low, float high) {
 
 DEVICE uint32_t atomic_increment(uint32_t* counter) { return atomicAdd(counter, 1u); }
 DEVICE void memory_fence_gpu() { __threadfence(); }
+
+// ---- grids ----
+
+DEVICE void wait_for_previous_grid() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void launch_next_grid() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}

@@ -2,18 +2,20 @@
 
 From an op to its kernel: this file, `launch.py` (tensors to addresses), `csrc/bindings.cpp`, `csrc/launch/`,
 `csrc/kernels/`.  Outputs are channels_last; inputs in another layout are copied into it first, and a tensor that does
-not begin at a multiple of 16 bytes is refused.
+not begin at a multiple of 16 bytes is refused, unless it is a batch of images.
 
-It has kernels for some of the ops only (`availability.OPS`), and none of them has run on a GPU: `auto` takes one where
+It has kernels for what `availability.OPS` lists, and none of them has run on a GPU: `auto` takes one where
 `availability.PROVEN_ARCHITECTURES` names the device's architecture, which is nowhere yet; `use_backend("cuda")` takes
-them by name.  A network trains on torch's own modules then, since the gradients of 1x1 convolutions and the Gram
-matrix have no kernel here.
+them by name, for training too, and raises where a layer is none of theirs.
 """
 
 from .availability import unavailable_reason, unproven_reason, unsupported_reason
 from .backward import conv_dgrad, conv_wgrad
 from .inference import bottleneck_inference, conv_scale_shift_act, global_avg_pool
 from .pointwise import conv1x1_bn_add_act, gram_products
+from .pointwise_backward import conv1x1_backward
+from .pointwise_gram import gram, gram_backward_finish, gram_finalize
+from .stem import conv_bn_relu_maxpool
 from .training import (
     bn_act_backward,
     bn_add_act,
@@ -34,12 +36,17 @@ __all__ = [
     "bn_relu_maxpool_backward",
     "bottleneck_inference",
     "channel_stats",
+    "conv1x1_backward",
     "conv1x1_bn_add_act",
+    "conv_bn_relu_maxpool",
     "conv_dgrad",
     "conv_scale_shift_act",
     "conv_stats",
     "conv_wgrad",
     "global_avg_pool",
+    "gram",
+    "gram_backward_finish",
+    "gram_finalize",
     "gram_products",
     "unavailable_reason",
     "unproven_reason",

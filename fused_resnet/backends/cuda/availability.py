@@ -16,10 +16,15 @@ INSTALL = (
     " nor a GPU"
 )
 MIN_ARCH = 80
-CONV_CHANNELS = (64, 128, 256, 512)  # of conv3x3_halo, in and out
-GRADIENTS = ("conv_dgrad", "conv_wgrad")  # of 3x3 convolutions alone
+CONV_CHANNELS = (64, 128, 256, 512)  # of conv3x3_halo, to as many
+DOUBLED_CHANNELS = CONV_CHANNELS[:-1]  # to twice as many, with stride 2
+GRADIENTS = ("conv_dgrad", "conv_wgrad", "conv1x1_backward")
+IMAGE_CHANNELS = 3
+STEM = ((64, IMAGE_CHANNELS, 7, 7), (2, 2), (3, 3), (1, 1), 1)  # weight, stride, padding, dilation, groups
+IMAGE_OPS = ("conv_scale_shift_act", "conv_stats", "conv_bn_relu_maxpool")
 BOTTLENECK_CHANNELS = (64, 128)  # inside; four times as many out
-PRODUCTS_FILTERS = 256  # at most, of conv1x1_products
+FINALIZE = ("bn_finalize", "gram_finalize")  # of vectors
+PRODUCTS_FILTERS = 2048  # at most, of conv1x1_products: 256 a block, eight blocks a cluster
 MAX_ELEMENTS = 1 << 31
 CHUNK = 8  # channels to an access of 16 bytes
 
@@ -27,12 +32,17 @@ CHUNK = 8  # channels to an access of 16 bytes
 OPS = {
     "conv_scale_shift_act": "conv3x3_halo_act",
     "conv_stats": "conv3x3_halo_stats",
+    "conv_bn_relu_maxpool": "stem_act",
     "global_avg_pool": "global_avg_pool",
     "bottleneck_inference": "bottleneck_inference",
     "conv1x1_bn_add_act": "conv1x1_act",
+    "gram": "conv1x1_gram",
+    "gram_finalize": "conv1x1_gram",
     "gram_products": "conv1x1_products",
+    "gram_backward_finish": "conv1x1_gram_finish",
     "conv_dgrad": "conv3x3_halo_dgrad",
     "conv_wgrad": "conv3x3_halo_wgrad",
+    "conv1x1_backward": "conv1x1_dgrad",
     "channel_stats": "channel_stats",
     "bn_finalize": "bn_finalize",
     "bn_add_act": "bn_add_act",
@@ -137,11 +147,10 @@ def proof() -> str:
 def unsupported_reason(op: str, x: Tensor, weight: Tensor | None = None, **arguments) -> str | None:
     """None where the kernels take this call, else why not."""
     if op not in OPS:
-        return f"it has no kernel for {op}: it has those of {', '.join(OPS)}, so no network trains on it alone"
+        return f"it has no kernel for {op}: it has those of {', '.join(OPS)}"
     reason = _tensor_reason(op, x)
     if reason is None and op in GRADIENTS:
-        size = arguments["weight_size"] if weight is None else weight.shape
-        reason = _halo_reason(op, tuple(size), tuple(arguments["stride"]), tuple(arguments["padding"]), (1, 1), 1)
+        reason = _gradient_reason(op, tuple(arguments.pop("weight_size", ()) or weight.shape), **arguments)
     elif reason is None and weight is not None:
         reason = _convolution_reason(op, x, weight, **arguments)
     if reason is not None:
@@ -172,15 +181,33 @@ def _convolution_reason(
         return _products_reason(weight, stride)
     if op == "bottleneck_inference":
         return _bottleneck_reason(x, weight, tuple(stride), projected)
-    k, c, r, s = weight.shape
-    if (r, s) == (1, 1):
-        if tuple(padding) == (0, 0) and groups == 1 and tuple(stride) in ((1, 1), (2, 2)) and not (k % CHUNK):
-            return None
-        return (
-            f"its {op} takes 1x1 filters, in multiples of {CHUNK}, with stride 1 or 2, no padding and no groups, got"
-            f" {k} with stride {list(stride)}, padding {list(padding)} and groups={groups}"
-        )
+    if op == "conv_bn_relu_maxpool" or x.shape[1] == IMAGE_CHANNELS:
+        return _stem_reason(op, tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    if weight.shape[2:] == (1, 1):
+        return _pointwise_reason(op, weight.shape[0], tuple(stride), tuple(padding), groups)
     return _halo_reason(op, tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _gradient_reason(op: str, size: tuple[int, ...], stride=(1, 1), padding=(0, 0)) -> str | None:
+    """What the kernels do not take of a convolution's gradients."""
+    k, c, r, s = size
+    geometry = (tuple(stride), tuple(padding))
+    if op == "conv_wgrad" and c == IMAGE_CHANNELS:
+        return _stem_reason(op, size, *geometry, (1, 1), 1)
+    if (r, s) != (1, 1):
+        return _halo_reason(op, size, *geometry, (1, 1), 1)
+    if c % CHUNK:
+        return f"its {op} takes multiples of {CHUNK} input channels, got {c}"
+    return _pointwise_reason(op, k, *geometry, 1)
+
+
+def _pointwise_reason(op: str, filters: int, stride, padding, groups: int) -> str | None:
+    if padding == (0, 0) and groups == 1 and stride in ((1, 1), (2, 2)) and not (filters % CHUNK):
+        return None
+    return (
+        f"its {op} takes 1x1 filters, in multiples of {CHUNK}, with stride 1 or 2, no padding and no groups, got"
+        f" {filters} with stride {list(stride)}, padding {list(padding)} and groups={groups}"
+    )
 
 
 def _halo_reason(op: str, size: tuple[int, ...], stride, padding, dilation, groups: int) -> str | None:
@@ -188,14 +215,28 @@ def _halo_reason(op: str, size: tuple[int, ...], stride, padding, dilation, grou
     k, c, r, s = size
     geometry = (padding, dilation, groups)
     if (r, s) != (3, 3) or geometry != ((1, 1), (1, 1), 1) or stride not in ((1, 1), (2, 2)):
-        others = "3x3 filters" if op in GRADIENTS else "1x1 filters, and 3x3 ones"
         return (
-            f"its {op} takes {others} with stride 1 or 2, padding 1, no dilation and no groups, got"
+            f"its {op} takes 1x1 filters, and 3x3 ones with stride 1 or 2, padding 1, no dilation and no groups, got"
             f" {r}x{s} with stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}, groups={groups}"
         )
-    if c != k or c not in CONV_CHANNELS:
-        return f"its {op} takes {', '.join(map(str, CONV_CHANNELS))} channels, in and out alike, got {c} to {k}"
-    return None
+    if (k == c and c in CONV_CHANNELS) or (k == 2 * c and c in DOUBLED_CHANNELS and stride == (2, 2)):
+        return None
+    return (
+        f"its {op} takes {', '.join(map(str, CONV_CHANNELS))} channels to as many, and with stride 2"
+        f" {', '.join(map(str, DOUBLED_CHANNELS))} to twice as many, got {c} to {k} with stride {list(stride)}"
+    )
+
+
+def _stem_reason(op: str, size: tuple[int, ...], stride, padding, dilation, groups: int) -> str | None:
+    """What the kernels of images do not take."""
+    if (size, stride, padding, dilation, groups) == STEM:
+        return None
+    k, c, r, s = size
+    return (
+        f"its {op} of images takes 3 channels and 64 filters of 7x7 with stride 2, padding 3, no dilation and no"
+        f" groups, got {c} channels and {k} of {r}x{s} with stride {list(stride)}, padding {list(padding)}, dilation"
+        f" {list(dilation)}, groups={groups}"
+    )
 
 
 def _products_reason(weight: Tensor, stride: int) -> str | None:
@@ -222,19 +263,20 @@ def _bottleneck_reason(x: Tensor, weight: Tensor, stride: tuple[int, int], proje
 
 def _tensor_reason(op: str, x: Tensor) -> str | None:
     """What the kernel does not take of x: a map, or partials."""
-    if op == "bn_finalize":
+    if op in FINALIZE:
         dtypes, channels = (torch.float32,), x.shape[-1]
     else:
         dtypes, channels = (torch.float16, torch.bfloat16), x.shape[1]
     if x.dtype not in dtypes:
         taken = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"its {op} takes {taken}, got {str(x.dtype).removeprefix('torch.')}"
-    if channels % CHUNK:
+    of_images = op in IMAGE_OPS and channels == IMAGE_CHANNELS  # read element by element
+    if channels % CHUNK and not of_images:
         return f"its kernels take multiples of {CHUNK} channels, got {channels} in {tuple(x.shape)}"
     if x.numel() >= MAX_ELEMENTS:
         return f"its kernels' offsets are 32-bit, and {tuple(x.shape)} has 2^31 elements or more; split the batch"
     # in another layout it is copied, to where torch's allocations begin
     as_it_is = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.is_contiguous()
-    if as_it_is and x.data_ptr() % 16:
+    if as_it_is and x.data_ptr() % 16 and not of_images:
         return f"its kernels read 16 bytes at a time, and the tensor of {tuple(x.shape)} begins in between; clone it"
     return None

@@ -1,20 +1,30 @@
-"""The gradients of 3x3 convolutions over the compiled kernels; see `fused_resnet.ops.training`."""
+"""The gradients of convolutions over the compiled kernels: of 3x3 ones here, of 1x1 ones in `pointwise_backward`.
+
+See `fused_resnet.ops.training`.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...errors import BackendError
-from ..reference_parts import masked
+from . import images
+from .availability import IMAGE_CHANNELS
 from .inference import PACKED_LIMIT
-from .launch import ask, dense_nhwc, dense_or_none, floats_like, map_like, multiprocessors, nhwc, run, vector
-from .training import sums_of
-
-
-def _gradient(g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The BN-backward prologue's operands; z is left out where its slope is."""
-    return dense_nhwc(g), None if b is None else dense_or_none(z), vector(a), vector(b), vector(c)
+from .launch import (
+    ask,
+    bn_backward_operands,
+    dense_nhwc,
+    dense_or_none,
+    floats_like,
+    map_like,
+    multiprocessors,
+    nhwc,
+    run,
+    vector,
+)
+from .pointwise_backward import pointwise_dgrad, pointwise_wgrad
+from .training import with_sums
 
 
 def conv_dgrad(
@@ -36,29 +46,33 @@ def conv_dgrad(
     skip_out: Tensor | None,
     skip_stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of a convolution's input; a skip that is masked is masked by torch first.
+    """The gradient of a convolution's input.
 
     Raises:
-        BackendError: a skip or a block below with a convolution of stride 2, or a strided skip.
+        BackendError: a skip of another stride than the convolution's; a skip or a block below with stride 2 where the
+            channels do not double.
     """
-    if (skip is not None or below_out is not None) and (stride[0] != 1 or skip_stride != 1):
-        raise BackendError(
-            "backend 'cuda' cannot run this call: its conv_dgrad adds a skip and masks by a block below at stride 1"
-            f" alone, got stride {stride[0]} and skip_stride {skip_stride}"
-        )
-    if skip is not None:
-        skip = masked(skip, skip_out)
+    if weight.shape[2:] == (1, 1):
+        below = (below_z, below_scale, below_shift, below_mean, below_out)
+        return pointwise_dgrad(g, z, a, b, c, weight, input_size, stride[0], *below, skip, skip_out, skip_stride)
     n, channels, h, w = input_size
+    has_block = skip is not None or below_out is not None
+    if (has_block and stride[0] != 1 and channels == len(weight)) or (skip is not None and skip_stride != stride[0]):
+        raise BackendError(
+            "backend 'cuda' cannot run this call: its conv_dgrad adds a skip of the convolution's own stride, and with"
+            " stride 2 a skip and a block below only where the channels double, got"
+            f" {channels} to {len(weight)} channels with stride {stride[0]} and skip_stride {skip_stride}"
+        )
     dx = map_like(g, tuple(input_size))
     # one row of partial sums a block, of which each multiprocessor has one
     partials = None if below_z is None else floats_like(g, multiprocessors(g.device), 2, channels)
     turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
     below = (dense_or_none(below_z), vector(below_scale), vector(below_shift), vector(below_mean))
-    maps = (dense_or_none(below_out), dense_or_none(skip), dx, partials, 0 if partials is None else len(partials))
-    run("conv3x3_halo_dgrad", *_gradient(g, z, a, b, c), turned, *below, *maps, g.dtype, n, h, w, channels, stride[0])
-    if partials is None:
-        return dx, g.new_empty(0, dtype=torch.float32), g.new_empty(0, dtype=torch.float32)
-    return dx, *sums_of(partials)
+    block = (dense_or_none(below_out), dense_or_none(skip), dense_or_none(skip_out))
+    outputs = (dx, partials, 0 if partials is None else len(partials))
+    maps = (*bn_backward_operands(g, z, a, b, c), turned, *below, *block, *outputs)
+    run("conv3x3_halo_dgrad", *maps, g.dtype, n, h, w, channels, len(weight), stride[0])
+    return with_sums(dx, partials)
 
 
 def conv_wgrad(
@@ -77,11 +91,15 @@ def conv_wgrad(
     """The gradient of a convolution's weight, float32 and channels_last; the splits are summed by torch, in order.
 
     A NaN or an infinity in x may make a NaN of more taps of its channel than torch's does."""
+    if weight_size[1] == IMAGE_CHANNELS:
+        return images.weight_gradient(bn_backward_operands(g, z, a, b, c), x, in_scale, weight_size)
+    if tuple(weight_size[2:]) == (1, 1):
+        return pointwise_wgrad(g, z, a, b, c, x, in_scale, in_shift, stride[0])
     x = dense_nhwc(x)
-    n, h, w, channels = nhwc(x)
-    splits = ask("conv3x3_halo_wgrad_splits", x, n, h, w, channels, stride[0])
-    partials = floats_like(x, splits, weight_size[0], 3, 3, channels)
+    extents = (*nhwc(x), weight_size[0], stride[0])
+    splits = ask("conv3x3_halo_wgrad_splits", x, *extents)
+    partials = floats_like(x, splits, weight_size[0], 3, 3, weight_size[1])
     norm = (vector(in_scale), vector(in_shift), PACKED_LIMIT)
-    arguments = (*_gradient(g, z, a, b, c), x, *norm, partials, splits)
-    run("conv3x3_halo_wgrad", *arguments, x.dtype, n, h, w, channels, stride[0])
+    arguments = (*bn_backward_operands(g, z, a, b, c), x, *norm, partials, splits)
+    run("conv3x3_halo_wgrad", *arguments, x.dtype, *extents)
     return partials.sum(0).permute(0, 3, 1, 2)

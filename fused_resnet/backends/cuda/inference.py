@@ -7,12 +7,16 @@ from torch import Tensor
 
 from ...shapes import output_extent
 from ..reference import scale_and_shift, shortcut
-from .launch import dense_nhwc, dense_or_none, map_like, nhwc, run, vector
-from .pointwise import convolve_act
+from . import images
+from .availability import IMAGE_CHANNELS
+from .launch import ask, dense_nhwc, dense_or_none, map_like, nhwc, run, vector, weights_ready
+from .pointwise import convolve_act, shared_tiles
 
 # conv3x3_halo normalises in packed 16-bit arithmetic the channels whose |in_shift / in_scale| is below this, in units
 # of its input: faster, but scale and shift are rounded, which may err by more than torch does.  So none are.
 PACKED_LIMIT = 0.0
+
+HALO_SPLIT_PRODUCTS = 4096  # float32 a block leaves of a tile that it shares: csrc/launch/conv3x3_halo_split.h
 
 
 def conv_scale_shift_act(
@@ -38,17 +42,39 @@ def conv_scale_shift_act(
     k, pointwise = weight.shape[0], weight.shape[2:] == (1, 1)
     residual = None if residual is None else dense_or_none(shortcut(residual, k, residual_stride))
     vectors = (None, None)
-    if pointwise or any(vector is not None for vector in (bn_weight, bn_bias, running_var)):
+    of_images = weight.shape[1] == IMAGE_CHANNELS
+    if pointwise or of_images or any(vector is not None for vector in (bn_weight, bn_bias, running_var)):
         bn = (bn_weight, bn_bias, running_mean, running_var, eps)
         vectors = scale_and_shift(k, *bn, torch.float32, x.device)
     if pointwise:
         return convolve_act(x, None, None, weight, *vectors, residual, stride[0], act == "relu")
+    if of_images:
+        return images.convolve_act(x, weight, *vectors, residual, act == "relu")
+    return _convolve_3x3(x, weight, *map(vector, vectors), residual, stride[0], act == "relu")
+
+
+def _convolve_3x3(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    relu: bool,
+) -> Tensor:
+    """`act(conv(x, weight) * scale + shift + residual)`; small tiles where large ones would leave the GPU idle."""
+    ready = weights_ready(weight)
     x, weight = dense_nhwc(x), dense_nhwc(weight)
-    p, q = (output_extent(extent, 3, stride[0], 1) for extent in x.shape[2:])
-    y = map_like(x, (x.shape[0], k, p, q))
-    vectors = tuple(None if vector is None else vector.contiguous() for vector in vectors)
-    geometry = (x.dtype, *nhwc(x), stride[0], act == "relu")
-    run("conv3x3_halo_act", x, weight, None, None, PACKED_LIMIT, *vectors, residual, y, *geometry)
+    p, q = (output_extent(extent, 3, stride, 1) for extent in x.shape[2:])
+    y = map_like(x, (x.shape[0], weight.shape[0], p, q))
+    extents = (*nhwc(x), weight.shape[0], stride)
+    outputs, tail = (scale, shift, residual, y), (x.dtype, *extents, relu, ready)
+    splits = ask("conv3x3_halo_splits", x, *extents)
+    if splits == 0:
+        run("conv3x3_halo_act", x, weight, None, None, PACKED_LIMIT, *outputs, *tail)
+    else:
+        tiles = ask("conv3x3_halo_split_tiles", x, *extents)
+        run("conv3x3_halo_split_act", x, weight, *outputs, *shared_tiles(x, tiles, splits, HALO_SPLIT_PRODUCTS), *tail)
     return y
 
 
@@ -76,10 +102,11 @@ def bottleneck_inference(
         (weight3, scale3, shift3),
         (downsample, downsample_scale, downsample_shift),
     )
+    ready = weights_ready(*(weight for weight, *_ in convolutions))
     operands = [t for weight, *norm in convolutions for t in (dense_or_none(weight), *map(vector, norm))]
     p, q = (output_extent(extent, 3, stride, 1) for extent in x.shape[2:])
     y = map_like(x, (x.shape[0], weight3.shape[0], p, q))
-    run("bottleneck_inference", x, *operands, y, x.dtype, *nhwc(x), weight2.shape[0], stride)
+    run("bottleneck_inference", x, *operands, y, x.dtype, *nhwc(x), weight2.shape[0], stride, ready)
     return y
 
 

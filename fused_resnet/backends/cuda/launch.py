@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError
+from ..promises import weights_are_constant
 from .availability import extension
 
 # as `enum class ElementType` of csrc/device/wgmma_types.cuh
@@ -26,6 +27,13 @@ def vector(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(torch.float32).contiguous()
 
 
+def bn_backward_operands(
+    g: Tensor, z: Tensor | None, a: Tensor, b: Tensor | None, c: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The operands of the prologue `a * g + b * z + c`; z is left out where its slope is."""
+    return dense_nhwc(g), None if b is None else dense_or_none(z), vector(a), vector(b), vector(c)
+
+
 def map_like(like: Tensor, size: tuple[int, int, int, int], dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised map of `size` (N, C, H, W), dense NHWC."""
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
@@ -34,6 +42,11 @@ def map_like(like: Tensor, size: tuple[int, int, int, int], dtype: torch.dtype |
 def floats_like(like: Tensor, *size: int) -> Tensor:
     """Uninitialised float32 numbers of `size`."""
     return torch.empty(size, dtype=torch.float32, device=like.device)
+
+
+def weights_ready(*weights: Tensor | None) -> bool:
+    """Whether a kernel may load the weights while the one before it still runs, which must not be making them dense."""
+    return weights_are_constant() and all(w is None or dense_nhwc(w) is w for w in weights)
 
 
 def nhwc(tensor: Tensor) -> tuple[int, int, int, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...shapes import output_extent
+from ..promises import zero_counts
 from ..reference import shortcut
-from .launch import ask, dense_nhwc, dense_or_none, floats_like, map_like, nhwc, run, vector
+from .launch import ask, dense_nhwc, dense_or_none, floats_like, map_like, nhwc, run, vector, weights_ready
 
 SPLIT_PRODUCTS = 8192  # float32 a block leaves of a tile that it shares, as csrc/launch/conv1x1.h has it
 
@@ -21,16 +21,19 @@ def _norm(in_scale: Tensor | None, in_shift: Tensor | None) -> tuple[Tensor | No
     return vector(in_scale), vector(in_shift)
 
 
+def shared_tiles(x: Tensor, tiles: int, splits: int, products: int) -> tuple[Tensor | None, Tensor | None, int]:
+    """What `splits` blocks that share each of the tiles work in: products, arrivals, and `splits` itself."""
+    if splits == 1:
+        return None, None, 1
+    return floats_like(x, tiles, splits, products), zero_counts(tiles, x.device), splits
+
+
 def _sharing(x: Tensor, filters: int, stride: int) -> tuple[Tensor | None, Tensor | None, int]:
     """What blocks that share a tile work in: products, arrivals, and how many share one; 1 where tiles suffice."""
     n, h, w, c = nhwc(x)
     splits = ask("conv1x1_splits", x, n, h, w, c, filters, stride)
-    if splits == 1:
-        return None, None, 1
     tiles = ask("conv1x1_split_tiles", x, n, h, w, filters, stride)
-    # Zeros anew for every call: a launch that was cut short would leave counts behind for the next one.
-    arrivals = torch.zeros(tiles, dtype=torch.int32, device=x.device)
-    return floats_like(x, tiles, splits, SPLIT_PRODUCTS), arrivals, splits
+    return shared_tiles(x, tiles, splits, SPLIT_PRODUCTS)
 
 
 def convolve_act(
@@ -45,12 +48,13 @@ def convolve_act(
     relu: bool,
 ) -> Tensor:
     """`act(conv1x1(prologue(x), weight) * scale + shift + residual)`; residual of the output's size, or None."""
+    ready = weights_ready(weight)
     x, weight, residual = dense_nhwc(x), dense_nhwc(weight), dense_or_none(residual)
     filters = weight.shape[0]
     y = map_like(x, _output_size(x, filters, stride))
     sharing = _sharing(x, filters, stride) if in_scale is None else (None, None, 1)
     vectors = (*_norm(in_scale, in_shift), vector(scale), vector(shift))
-    run("conv1x1_act", x, weight, *vectors, residual, y, *sharing, x.dtype, *nhwc(x), filters, stride, relu)
+    run("conv1x1_act", x, weight, *vectors, residual, y, *sharing, x.dtype, *nhwc(x), filters, stride, relu, ready)
     return y
 
 

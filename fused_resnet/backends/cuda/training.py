@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ...shapes import output_extent
+from . import images
+from .availability import IMAGE_CHANNELS
 from .inference import PACKED_LIMIT
 from .launch import dense_nhwc, dense_or_none, floats_like, map_like, nhwc, run, vector
 from .pointwise import convolve_stats
@@ -40,6 +42,13 @@ def sums_of(partials: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def with_sums(dx: Tensor, partials: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What conv_dgrad returns: dx and the sums of partials (rows, 2, K), empty where none are wanted."""
+    if partials is None:
+        return dx, dx.new_empty(0, dtype=torch.float32), dx.new_empty(0, dtype=torch.float32)
+    return dx, *sums_of(partials)
+
+
 def conv_stats(
     x: Tensor,
     weight: Tensor,
@@ -51,17 +60,19 @@ def conv_stats(
     groups: int,
 ) -> tuple[Tensor, Tensor]:
     """`z = conv(relu(x * in_scale + in_shift), weight)` and the (count, mean, M2) of runs of its pixels."""
-    n, c = x.shape[:2]
+    n, k = x.shape[0], weight.shape[0]
     extents = zip(x.shape[2:], weight.shape[2:], stride, padding)
     p, q = (output_extent(*axis) for axis in extents)
     rows = _ceil_div(n * p * q, STATS_PIXELS)
     if weight.shape[2:] == (1, 1):
         return convolve_stats(x, weight, in_scale, in_shift, stride[0], rows)
+    if x.shape[1] == IMAGE_CHANNELS:
+        return images.convolve_stats(x, weight, in_scale, rows)
     x, weight = dense_nhwc(x), dense_nhwc(weight)
-    z = map_like(x, (n, c, p, q))
-    partials = floats_like(x, rows, 3, c)
+    z = map_like(x, (n, k, p, q))
+    partials = floats_like(x, rows, 3, k)
     norm = (vector(in_scale), vector(in_shift), PACKED_LIMIT)
-    run("conv3x3_halo_stats", x, weight, *norm, z, partials, rows, x.dtype, *nhwc(x), stride[0])
+    run("conv3x3_halo_stats", x, weight, *norm, z, partials, rows, x.dtype, *nhwc(x), k, stride[0])
     return z, partials
 
 
