@@ -76,7 +76,7 @@ FAULTS = [
     Fault(
         "dz not visible to wgmma",
         KERNEL,
-        "arrive_as_warp(V::gradient_empty());\n        fence_proxy_async();",
+        "fence_proxy_async();\n        arrive_as_warp(V::gradient_empty());",
         "arrive_as_warp(V::gradient_empty());",
     ),
     Fault("multiplied before all of dz is made", KERNEL, "        consumer.sync();", ";"),

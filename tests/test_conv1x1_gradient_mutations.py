@@ -156,7 +156,7 @@ WGRAD_FAULTS = [
     Fault("g not awaited", WGRAD, "mbarrier_wait(V::gradient_full(gradient.slot), gradient.parity);", ""),
     Fault("g given back before it was read", WGRAD, "warp_sync();", ""),
     Fault("x not awaited", WGRAD, "mbarrier_wait(V::input_full(input.slot), input.parity);", ""),
-    Fault("activations not visible to wgmma", WGRAD, "fence_proxy_async();", ""),
+    Fault("activations not visible to wgmma", WGRAD, "fence_proxy_async();\n", "\n"),
     Fault("activations of the other consumer not awaited", WGRAD, "            consumers_sync();", ";"),
     Fault("pixels of the first step", WGRAD, "advanced(pixels, step * kStepRowsBytes)", "pixels"),
     Fault("tiles before dropped", WGRAD, "!first_tile || step > 0", "step > 0"),

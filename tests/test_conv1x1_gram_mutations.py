@@ -74,7 +74,7 @@ GRAM_FAULTS = [
         "multiply<V>(g, use, column_use, consumer);",
         "multiply<V>(g, column_use, use, consumer);",
     ),
-    Fault("activations not visible to wgmma", GRAM, "fence_proxy_async();", ""),
+    Fault("activations not visible to wgmma", GRAM, "        fence_proxy_async();", ""),
     Fault("multiplied before all are made", GRAM, "named_barrier_sync(kConsumerBarrier, kConsumerThreads);", ""),
     Fault("operand freed while wgmma reads it", GRAM, "wgmma_wait<1>();", ""),
     Fault(
@@ -132,7 +132,7 @@ FINISH_FAULTS = [
     Fault("mask without a prologue", FINISH, "arguments.prologue.scale != nullptr", "true"),
     Fault("columns of the other eight", FINISH, "constant[i / 2]", "constant[i % 2]"),
     Fault("t not awaited", FINISH, "mbarrier_wait(V::full(at.slot), at.parity);", ""),
-    Fault("g not visible to TMA", FINISH, "fence_proxy_async();", ""),
+    Fault("g not visible to TMA", FINISH, "fence_proxy_async();\n", "\n"),
     Fault("g stored before all have written", FINISH, "consumer.sync();", ""),
     Fault("stage freed while TMA stores from it", FINISH, "if (consumer.thread == 0) tma_store_wait_read();", ""),
     Fault("pixels outside of the map summed", FINISH, "!arguments.problem.tiles.inside(box, pixel)", "false"),

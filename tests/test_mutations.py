@@ -141,14 +141,14 @@ FAULTS = [
     Fault(
         "sums read before the products are done",
         MULTIPLY,
-        "wgmma_wait<0>();\n    release(P::halo_empty(slot));",
-        "release(P::halo_empty(slot));",
+        "wgmma_wait<0>();\n    settled(d);",
+        "settled(d);",
     ),
     Fault(
         "slot given back before the products are done",
         MULTIPLY,
-        "wgmma_commit();\n    wgmma_wait<0>();\n    release(P::halo_empty(slot));",
-        "release(P::halo_empty(slot));\n    wgmma_commit();\n    wgmma_wait<0>();",
+        "wgmma_commit();\n    wgmma_wait<0>();\n    settled(d);\n    release(P::halo_empty(slot));",
+        "release(P::halo_empty(slot));\n    wgmma_commit();\n    wgmma_wait<0>();\n    settled(d);",
     ),
     Fault("slot never given back", MULTIPLY, "release(P::halo_empty(slot));", ""),
     Fault("weights read before they are loaded", MULTIPLY, "mbarrier_wait(P::weights_full(at.slot), at.parity);", ""),

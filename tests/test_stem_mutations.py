@@ -85,7 +85,12 @@ WGRAD_FAULTS = [
     Fault("fewer bytes expected than loaded", WGRAD, "(1 + has_z) * kSliceBytes", "kSliceBytes"),
     Fault("g read before it is loaded", WGRAD, "mbarrier_wait(Plan::loaded(at.slot), at.parity);", ""),
     Fault("operands read before they are made", WGRAD, "mbarrier_wait(Plan::full(at.slot), at.parity);", ""),
-    Fault("no proxy fence behind dz", WGRAD, "fence_proxy_async();", ""),
+    Fault(
+        "no proxy fence behind dz",
+        WGRAD,
+        "fence_proxy_async();\n        mbarrier_arrive(Plan::full(at.slot));",
+        "mbarrier_arrive(Plan::full(at.slot));",
+    ),
     Fault("halo not stored", WGRAD, "store_halo(Plan::halo(at.slot), part, thread);", ""),
     Fault("outputs that do not exist have a gradient", WGRAD, "parameters.tiles.inside(box, pixel)", "true"),
     Fault("b and c exchanged", WGRAD, BACKWARD, BACKWARD.replace("k.b[i], k.c[i]", "k.c[i], k.b[i]")),
@@ -115,7 +120,7 @@ WGRAD_FAULTS = [
         "0",
     ),
     Fault("last row of a tile left out", WGRAD, "row < kTileRows", "row < kTileRows - 1"),
-    Fault("slot never given back", WGRAD, "if (lane_index() == 0) mbarrier_arrive(Plan::empty(at.slot));", ""),
+    Fault("slot never given back", WGRAD, "release(Plan::empty(at.slot));", ""),
     Fault(
         "slot empty after one warp",
         WGRAD,

@@ -57,7 +57,7 @@ struct Norm {
 struct Arguments {
     Problem problem;
     int slices;          // of 64 channels of the input
-    bool weights_ready;  // the grid before this one does not write them
+    bool weights_ready;  // no grid that may still run writes them
     Norm conv1, conv2, conv3, downsample;
 };
 

@@ -48,8 +48,9 @@ DEVICE void consume_tiles(const BackwardArguments& arguments, int index) {
     for (int tile = block_index(); tile < arguments.tiles.count(); tile += block_count(), ++tile_use) {
         mbarrier_wait(V::gradient_full(), turn<1>(tile_use).parity);
         make_gradient<V>(arguments, norm, arguments.tiles.first(tile), consumer);
-        arrive_as_warp(V::gradient_empty());
+        // dz is for wgmma to read; g and z have been read, and TMA writes there next
         fence_proxy_async();
+        arrive_as_warp(V::gradient_empty());
         consumer.sync();
 #pragma unroll
         for (int slice = 0; slice < kMaxSlices; ++slice)

@@ -78,10 +78,12 @@ template <class V>
 DEVICE void find_centers(Column<V>& rows, Column<V>& columns, const Arguments& arguments, int operands, int thread) {
     await<V>(0);
     find_center(rows, arguments, 0, thread);
+    fence_proxy_async();  // read by these threads, written by TMA next
     release<V>(0);
     if (operands == 1) return;
     await<V>(1);
     find_center(columns, arguments, 1, thread);
+    fence_proxy_async();
     release<V>(1);
 }
 

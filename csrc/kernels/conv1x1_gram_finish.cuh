@@ -107,6 +107,7 @@ DEVICE void finish(const Accumulators<V>& d, ColumnSums (&sums)[V::kColumnSlices
         }
         add_sums<V>(sums[slice], parameters.arguments, box, column, at.slot, consumer);
         if (consumer.thread == 0) tma_store_wait_read();
+        fence_proxy_async();  // read by these threads, written by TMA next
         warp_sync();
         release<V>(first_use + slice);
     }

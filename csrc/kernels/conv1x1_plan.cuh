@@ -33,7 +33,7 @@ struct Arguments {
     const float* scale;     // (K,)
     const float* shift;     // (K,)
     bool relu, has_residual;
-    bool weights_ready;  // the grid before this one does not write them
+    bool weights_ready;  // no grid that may still run writes them
     float* partials;     // (tiles, 3, K): count, mean, M2
     float* products;     // (tiles of pixels and filters, splits, accumulators): of each split
     uint32_t* arrivals;  // (tiles of pixels and filters): splits that are done; zero before and after

@@ -165,7 +165,8 @@ DEVICE void consume_tiles(const WgradArguments& arguments, int consumer) {
         Gradient dz;
         mbarrier_wait(V::gradient_full(gradient.slot), gradient.parity);
         make_gradient<V>(dz, norm, arguments.norm.b != nullptr, gradient.slot, filter_slice, warp);
-        warp_sync();  // every lane has read
+        fence_proxy_async();  // read by these threads, written by TMA next
+        warp_sync();
         release(V::gradient_empty(gradient.slot));
         mbarrier_wait(V::input_full(input.slot), input.parity);
         if (arguments.in_scale) {

@@ -19,7 +19,7 @@ struct Arguments {
     const float* scale;     // (K,) or null: ones
     const float* shift;     // (K,) or null: zeros
     bool relu, has_residual;
-    bool weights_ready;  // the grid before this one does not write them
+    bool weights_ready;  // no grid that may still run writes them
     float* partials;     // (partial_rows, 3, K): count, mean, M2
     int partial_rows;    // at least as many as blocks; the blocks leave zeros in the rows that they do not need
 };

@@ -9,7 +9,7 @@ namespace conv3x3_halo {
 // to turn into zero, or zero.
 template <class P>
 MapShape input_shape(const Problem& p, bool has_prologue, int channels = P::kChannels) {
-    int columns = P::kStride * (P::kLoadPixels - 1) + 1;
+    int columns = P::kStride * P::kLoadPixels;
     return {
         {channels, p.width, p.height, p.images}, {kSliceChannels, columns, 1, 1}, {1, P::kStride, 1, 1}, has_prologue};
 }

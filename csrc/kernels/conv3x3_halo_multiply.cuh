@@ -66,6 +66,7 @@ DEVICE void multiply(float (&d)[P::kAccumulators], const Filters& filters, int s
     multiply_tap<P, kType>(d, P::weights(0), advanced(pixels, P::tap_offset(kLastTap)), true);
     wgmma_commit();
     wgmma_wait<0>();
+    settled(d);
     release(P::halo_empty(slot));
 }
 
@@ -92,6 +93,8 @@ DEVICE void multiply_slice(float (&d)[P::kFilterTiles][P::kAccumulators], int co
         }
     }
     wgmma_wait<0>();
+#pragma unroll
+    for (int tile = 0; tile < P::kFilterTiles; ++tile) settled(d[tile]);
     release(P::weights_empty(turn<P::kStages>(use - 1).slot));
 }
 

@@ -79,7 +79,8 @@ DEVICE void make_operands(const Parameters& parameters) {
         mbarrier_wait(Plan::loaded(at.slot), at.parity);
         make_output_gradient<kType>(parameters, k, tiles.first(tile), at.slot, thread);
         store_halo(Plan::halo(at.slot), part, thread);
-        fence_proxy_async();  // before TMA writes there again
+        // TMA writes there again
+        fence_proxy_async();
         mbarrier_arrive(Plan::full(at.slot));
     });
 }
@@ -141,8 +142,9 @@ DEVICE void multiply(const Parameters& parameters, int filter_row) {
         mbarrier_wait(Plan::full(at.slot), at.parity);
 #pragma unroll 2
         for (int row = 0; row < kTileRows; ++row) multiply_row<kType>(d, at.slot, row, filter_row);
+        fence_proxy_async();  // read by these threads, written by TMA next
         warp_sync();
-        if (lane_index() == 0) mbarrier_arrive(Plan::empty(at.slot));
+        release(Plan::empty(at.slot));
     }
     write_products(d, parameters.partials, filter_row);
 }

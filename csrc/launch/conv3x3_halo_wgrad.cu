@@ -19,7 +19,7 @@ template <class P>
 MapShape halo_shape(const WgradArguments& arguments) {
     const Problem& p = arguments.problem;
     return {{arguments.channels, p.width, p.height, p.images},
-            {kSliceChannels, P::kStride * (P::kLoadPixels - 1) + 1, 1, 1},
+            {kSliceChannels, P::kStride * P::kLoadPixels, 1, 1},
             {1, P::kStride, 1, 1},
             arguments.in_scale != nullptr};
 }

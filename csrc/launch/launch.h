@@ -11,8 +11,9 @@ namespace launch {
 
 using Pointer = std::uintptr_t;
 
-// Where it is an argument, `weights_ready` promises that the kernel before this one in the stream does not write the
-// weights: they are then loaded while it still runs. Everything else is read when it has ended.
+// Where it is an argument, `weights_ready` promises that no kernel which may still run writes the weights: not the one
+// before this one in the stream, nor, where that is a dependent one, those before it. They are then loaded at once;
+// everything else is read when the kernel before has ended.
 
 // z, y (n, h, w, k); residual, where it is given, (n, residual_h, residual_w, residual_c).
 void bn_add_act(Pointer z, Pointer scale, Pointer shift, Pointer residual, Pointer y, int element_type, int64_t n,
