@@ -26,7 +26,7 @@ test:
 	@python=$$(.ci/environment test) && \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-# Nothing is asked of .ci/environment but the tests' Python: the build is in place, and its failure is in the JSON.
+# .ci/environment goes on where the extension does not compile; that and the compiler's words are in the JSON.
 gpu:
 	@python=$$(.ci/environment test) && $$python -m benchmarks.gpu $(ARGS)
 

@@ -45,6 +45,7 @@ def recipe():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, "setup", lambda **arguments: None)
         patch.setenv("FUSED_RESNET_CUDA_ARCHS", "none")
+        patch.setenv("FUSED_RESNET_WERROR", "1")
         spec.loader.exec_module(module)
     return module
 
@@ -212,7 +213,7 @@ def test_kernels_of_hopper_are_compiled_for_hopper_alone(recipe, monkeypatch):
     flags = dict(re.findall(r"^build (\S+)\.o: compile.*?\n.*?\n  flags = (.*)$", text, re.M))
     assert "arch=compute_80,code=sm_80" in flags["bn_add_act"] and "code=compute_90" in flags["bn_add_act"]
     assert re.findall(r"-gencode=\S+", flags["conv3x3_halo"]) == ["-gencode=arch=compute_90a,code=sm_90a"]
-    assert all("NDEBUG" in each for each in flags.values())
+    assert all("-Werror" in each for each in flags.values()) and all("NDEBUG" in each for each in flags.values())
     monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80")
     (extension,) = recipe.compiled_extensions()
     assert not [source for source in extension.sources if "conv" in source]
