@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_resnet import BackendError, ops, parity, use_backend
+from fused_resnet import BackendError, ops, use_backend
 from fused_resnet.backends import reference, unavailable_reason
 from fused_resnet.ops import training
 from fused_resnet.shapes import ConvShape
 
 from .cases import CONV_CASES, OPTION_A_CASES, POOL_CASES, STEM_CASES, ConvCase
-from .parity import Case, assert_parity, doubled
+from .parity import Case, assert_parity, describe, doubled, judged
 from .training_arguments import comparable
 from .training_cases import CASES, OFFSET_CASES, TrainingCase, with_dtype
 
@@ -195,10 +195,8 @@ def test_small_shapes(op, case, backend):
         # The reference runs on the CPU, so that the sanitizer has only our kernels to watch.
         with use_backend(backend):
             got = [one.cpu() for one in _tuple(ours(**_moved(case.inputs(), DEVICE)))]
-        gold = _tuple(plain(**{name: doubled(value) for name, value in case.inputs().items()}))
-        baseline = _tuple(plain(**case.inputs()))
-    for name, one, other, truth in zip(case.outputs, got, baseline, gold, strict=True):
-        assert parity.compare(name, one, other.to(one.dtype), truth).passed, name
+    for row, one, gold in judged(tuple(got), plain, case):
+        assert row.passed, describe(case, backend, row, one, gold)
 
 
 def _moved(arguments: dict, device: torch.device) -> dict:

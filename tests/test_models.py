@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fused_resnet import models
-from fused_resnet.parity import compare
+from tests.parity import model_row
 from tests.twins import ABSENT, FAMILIES, exactly, settle, torchvision, twins
 
 pytestmark = pytest.mark.skipif(torchvision is None, reason=ABSENT)
@@ -99,8 +99,7 @@ def test_constructor_arguments(name, kwargs):
         assert torch.equal(ours.state_dict()[key], tensor), key
     x = torch.randn(2, 3, 65, 97)
     with torch.no_grad():
-        gold = copy.deepcopy(theirs).double()(x.double())
-        row = compare("logits", ours(x), theirs(x), gold)
+        row = model_row(ours(x), theirs, x)
     assert row.passed, row
 
 
@@ -146,7 +145,7 @@ def test_error_at_initialisation(name):
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 97, 129)
     with torch.no_grad():
-        row = compare("logits", ours(x), theirs(x), copy.deepcopy(theirs).double()(x.double()))
+        row = model_row(ours(x), theirs, x)
     assert row.passed, row
 
 
@@ -155,7 +154,7 @@ def test_half_precision(copies, image, dtype):
     ours, theirs = (model.to(dtype) for model in copies)
     image = image.to(dtype)
     with torch.no_grad():
-        row = compare("logits", ours(image), theirs(image), copy.deepcopy(theirs).double()(image.double()))
+        row = model_row(ours(image), theirs, image)
     assert row.passed, row
 
 
@@ -167,10 +166,9 @@ def test_float64(copies, image):
 
 def test_autocast(pair, image):
     ours, theirs = pair
-    with torch.no_grad():
-        gold = copy.deepcopy(theirs).double()(image.double())
-        with torch.autocast("cpu", torch.bfloat16):
-            row = compare("logits", ours(image), theirs(image), gold)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = ours(image)
+    row = model_row(output, theirs, image, torch.bfloat16)
     assert row.passed, row
 
 

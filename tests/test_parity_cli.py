@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,49 +13,8 @@ import torch
 import fused_resnet
 from fused_resnet import models
 from fused_resnet.backends import onednn
-from fused_resnet.parity import check, check_model, compare, randomize, stage_outputs
+from fused_resnet.parity import check, check_model, check_modules, junit, randomize, stage_outputs
 from fused_resnet.parity.__main__ import main
-
-GOLD = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-
-
-def errors_of(ours, baseline=(1.0, -2.0, 3.0), gold=GOLD):
-    return compare("y", torch.tensor(ours), torch.tensor(baseline), gold)
-
-
-def test_the_rule_is_twice_the_baseline_and_a_rounding():
-    eps = torch.finfo(torch.float32).eps
-    assert errors_of((1.0, -2.0, 3.0)).passed
-    assert errors_of((1.0, -2.0 * (1 + eps), 3.0)).passed
-    assert not errors_of((1.0, -2.0, 3 * (1 + 8 * eps))).passed
-    assert errors_of((1.0, -2.0, 3.19), baseline=(1.0, -2.0, 3.1)).passed
-    row = errors_of((1.0, -2.0, 3.21), baseline=(1.0, -2.0, 3.1))
-    assert not row.passed and row.worst == (2,)
-
-
-def test_one_bad_element_among_many_is_seen():
-    gold = torch.randn(100_000, dtype=torch.float64)
-    ours = gold.float()
-    ours[4321] += 1e-4
-    row = compare("y", ours, gold.float(), gold)
-    assert not row.passed and row.worst == (4321,)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_non_finite_values_must_stand_where_they_stand_in_float64(value):
-    gold = torch.tensor([1.0, value, 3.0], dtype=torch.float64)
-    there, elsewhere = (1.0, value, 3.0), (value, 2.0, 3.0)
-    assert errors_of(there, there, gold).passed
-    assert not errors_of((1.0, 2.0, 3.0), there, gold).passed
-    assert not errors_of(elsewhere, there, gold).passed
-    assert not errors_of(there).passed
-
-
-def test_outputs_that_do_not_match_are_no_comparison():
-    with pytest.raises(ValueError, match=r"y: .*one shape.*\(3,\), \(2,\) and \(3,\)"):
-        errors_of((1.0, 2.0, 3.0), baseline=(1.0, 2.0))
-    with pytest.raises(ValueError, match="y: ours is torch.float32 where the baseline is torch.float64"):
-        compare("y", GOLD.float(), GOLD, GOLD)
 
 
 def test_hooks_on_stages_leave_the_fused_path_and_are_taken_off():
@@ -101,6 +61,44 @@ def test_without_torchvision_the_reference_takes_its_place(monkeypatch):
     monkeypatch.setattr(check, "import_torchvision", lambda: None)
     report = check_model("resnet18", size=40)
     assert report.passed and report.baseline == "its own reference backend"
+    assert report.verdict.endswith("its own reference backend, NOT torchvision: it is not installed")
+    with pytest.raises(ValueError, match="resnet18 cannot be held against torchvision's: it is not installed"):
+        check_model("resnet18", size=40, require_torchvision=True)
+    with pytest.raises(ValueError, match="compared with itself"):
+        check_model("resnet18", size=40, backend="reference")
+
+
+def test_a_model_that_torchvision_lacks_says_what_it_was_held_against(capsys):
+    assert main(["--model", "cifar_resnet20", "--device", "cpu"]) == 0
+    assert "NOT torchvision: it has no cifar_resnet20" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["--model", "cifar_resnet20", "--device", "cpu", "--require-torchvision"]) == 2
+    assert "it has no cifar_resnet20" in capsys.readouterr().err
+
+
+def test_another_seed_is_another_comparison():
+    first, again, other = (check_model("cifar_resnet20", seed=seed) for seed in (0, 0, 1))
+    assert first.rows == again.rows and all(a != b for a, b in zip(first.rows, other.rows, strict=True))
+
+
+def test_what_proves_nothing_is_refused():
+    model = fused_resnet.cifar_resnet20().eval()
+    image = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="compared with itself"):
+        check_modules(model, model, image)
+    with pytest.raises(ValueError, match="Identity has no parameters"):
+        check_modules(torch.nn.Identity(), model, image)
+    with pytest.raises(ValueError, match=r"empty image proves nothing, got shape \(0, 3, 32, 32\)"):
+        check_modules(model, fused_resnet.cifar_resnet20().eval(), image[:0])
+
+
+def test_a_baseline_that_overflows_is_no_judge_and_names_the_stage():
+    model = fused_resnet.cifar_resnet20().eval()
+    with torch.no_grad():
+        model.layer2[0].bn1.weight.fill_(1e38)  # float32 overflows in the second stage, float64 does not
+    twin = fused_resnet.cifar_resnet20().eval()
+    twin.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="layer2: the reference in torch.float32 is (nan|-?inf) at .* cannot judge"):
+        check_modules(model, twin, torch.randn(2, 3, 32, 32))
 
 
 def break_second_stage(monkeypatch):
@@ -119,11 +117,46 @@ def test_a_failing_stage_is_named_and_the_exit_status_is_one(monkeypatch, capsys
     path = tmp_path / "report.json"
     assert main(["--model", "resnet18", "--size", "40", "--device", "cpu", "--json", str(path)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "FAILED, worst at" in line] == ["layer2", "layer3", "layer4", "logits"]
+    assert [line.split()[0] for line in lines if " FAILED, " in line][0] == "layer2"
     assert lines[-1].startswith("FAILED: layer2")
     written = json.loads(path.read_text())
     assert not written["passed"]
-    assert {row["name"]: row["passed"] for row in written["rows"]}["layer1"]
+    passed = {row["name"]: row["passed"] for row in written["reports"][0]["rows"]}
+    assert passed["stem"] and passed["layer1"] and not passed["layer2"]
+
+
+def test_several_models_in_one_run_and_in_junit(monkeypatch, capsys, tmp_path):
+    break_second_stage(monkeypatch)
+    path = tmp_path / "report.xml"
+    models = ["resnet18", "cifar_resnet20", "resnet18"]
+    assert main(["--model", *models, "--size", "40", "--device", "cpu", "--junit", str(path)]) == 1
+    verdicts = capsys.readouterr().out.splitlines()[-2:]
+    assert verdicts[0].startswith("FAILED: layer2") and verdicts[1].startswith("passed: cifar_resnet20")
+    suites = {suite.get("name"): suite for suite in ElementTree.parse(path).getroot()}
+    assert int(suites["resnet18"].get("failures")) >= 1 and suites["cifar_resnet20"].get("failures") == "0"
+    failed = [case.get("name") for case in suites["resnet18"] if case.find("failure") is not None]
+    assert failed[0] == "layer2"
+
+
+def test_junit_names_what_could_not_be_compared():
+    root = ElementTree.fromstring(junit([], {"resnet51": "unknown model"}))
+    assert root[0].get("errors") == "1" and root[0][0].find("error").get("message") == "unknown model"
+
+
+def test_a_model_that_cannot_be_compared_does_not_hide_the_others(capsys, tmp_path):
+    path = tmp_path / "report.json"
+    assert main(["--model", "resnet51", "cifar_resnet20", "--device", "cpu", "--json", str(path)]) == 2
+    written = json.loads(path.read_text())
+    assert list(written["could_not_compare"]) == ["resnet51"] and not written["passed"]
+    assert [report["passed"] for report in written["reports"]] == [True]
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_a_report_that_cannot_be_written_is_said_before_anything_runs(option, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("fused_resnet.parity.__main__.check_model", lambda *_: pytest.fail("it ran"))
+    assert main([option, str(tmp_path / "absent" / "report")]) == 2
+    assert "could not write the report" in capsys.readouterr().err
+    assert main([option, str(tmp_path)]) == 2
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):
@@ -131,7 +164,7 @@ def test_the_command_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "fused_resnet.parity", "--model", "resnet18", "--size", "40", "--device", "cpu"]
     result = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "passed"
+    assert result.stdout.splitlines()[-1].startswith("passed: resnet18: 6 outputs")
     assert json.loads(path.read_text())["passed"] is True
 
 
@@ -154,6 +187,8 @@ def test_list_names_every_model(capsys):
         (["--model", "resnet51"], "unknown model 'resnet51': expected one of resnet18"),
         (["--backend", "cudnn"], "unknown backend 'cudnn'"),
         (["--batch", "0"], "at least 1"),
+        (["--model", "resnet18", "--size", "1"], "leave resnet18's last stage 2 values a channel"),
+        (["--model", "resnet18", "--size", "32", "--batch", "3"], "last stage 3 values a channel"),
         (["--model", "resnet18", "--device", "nowhere"], "nowhere"),
         (
             ["--model", "resnet18", "--size", "40", "--dtype", "float16", "--backend", "onednn", "--device", "cpu"],
