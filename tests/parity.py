@@ -77,6 +77,23 @@ def model_row(output: Tensor, theirs: nn.Module, x: Tensor, amp: torch.dtype | N
             return compare("logits", output, gold, sampled(lambda: theirs(x), MODEL_RUNS))
 
 
+def assert_as_near(
+    ours: dict[str, Tensor], theirs: Callable[[], dict[str, Tensor]], exact: dict[str, Tensor], flips: bool = False
+) -> None:
+    """Raise AssertionError unless each tensor of a training step is as close to float64 as rounding explains.
+
+    `theirs` makes the same step in torch's modules, from the same state at every call.  With `flips`, in half
+    precision, the gradient of the input is left out: ReLUs whose input is near zero flip, and each moves some of its
+    elements by their whole size; in the parameters' gradients these are a few of many terms.
+    """
+    runs = list(sampled(theirs))
+    for name, gold in exact.items():
+        if flips and name == "x":
+            continue
+        row = compare(name, ours[name], gold, [run[name] for run in runs])
+        assert row.passed, row
+
+
 def describe(case: Case, backend: str | None, row: Row, output: Tensor, gold: Tensor) -> str:
     """What failed, where and by how much."""
     at = row.worst

@@ -1,8 +1,9 @@
 """Whole networks: the error of every parameter's gradient against float64, beside eager's in the same dtype.
 
 A ReLU that flips near zero moves a gradient by far more than rounding does, in ours or in eager's by chance.  In
-bfloat16 flips are everywhere and average out: errors are summed over the seeds.  In float32 they are rare: the median
-over the seeds leaves them out.
+bfloat16 flips are everywhere and average out: errors are summed over the seeds.  In float32 they are rare, and one
+outweighs all rounding: the norms' biases keep nearly all ReLUs open or shut, and eager runs several times with its
+roundings disturbed.
 """
 
 import copy
@@ -14,8 +15,11 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import use_backend
+from fused_resnet.parity import sampled
 
 FACTOR = 1.25  # of eager's error, for every parameter
+FLIPPED = 2.0  # of rounding's: what a flip or two may add to one parameter's
+DISTURBED = 4  # runs
 
 
 @pytest.fixture(autouse=True)
@@ -35,21 +39,44 @@ def gradients(model, x, labels, backend, amp=None):
     return {name: parameter.grad.double() for name, parameter in model.named_parameters()}
 
 
-def errors(name, seed, batch, amp):
-    """By parameter: ours and eager's error, relative to the gradient's own size."""
+def drawn(name, seed, batch):
+    """(model, images, labels)."""
     torch.manual_seed(seed)
     model = getattr(fused_resnet, name)(num_classes=10).train()
     for block in model.modules():
         if isinstance(block, fused_resnet.BasicBlock | fused_resnet.Bottleneck):
             # as training leaves them; at one, the noise of sixteen random blocks drowns every difference
             nn.init.constant_(block.chain()[-1][1].weight, 0.2)
-    model = model.to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 48, 48).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,))
+    return model.to(memory_format=torch.channels_last), x, torch.randint(10, (batch,))
+
+
+def keep_from_kinks(model):
+    """Most channels above zero by three deviations, some as far below."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            open_or_shut = torch.rand(norm.num_features).gt(0.2).float().mul(2).sub(1)
+            norm.bias.data.copy_(3 * open_or_shut * norm.weight.data.abs())
+
+
+def errors(name, seed, batch, amp):
+    """By parameter, relative to the gradient: our error and eager's or, without `amp`, that of eager disturbed."""
+    model, x, labels = drawn(name, seed, batch)
+    if amp is None:
+        keep_from_kinks(model)
     exact = gradients(copy.deepcopy(model).double(), x.double(), labels, "auto")
-    ours, eager = (gradients(model, x, labels, backend, amp) for backend in ("reference", "auto"))
-    size = {name: gradient.norm() for name, gradient in exact.items()}
-    return {key: [((one[key] - exact[key]).norm() / size[key]).item() for one in (ours, eager)] for key in exact}
+    ours = gradients(model, x, labels, "reference", amp)
+    if amp is None:
+        eager = list(sampled(lambda: gradients(model, x, labels, "auto"), DISTURBED, seed))
+    else:
+        eager = [gradients(model, x, labels, "auto", amp)]
+    return {
+        key: [
+            root_mean_square([((one[key] - gold).norm() / gold.norm()).item() for one in many])
+            for many in ([ours], eager)
+        ]
+        for key, gold in exact.items()
+    }
 
 
 def ratios(name, seeds, batch, amp, typical):
@@ -69,9 +96,9 @@ def test_bfloat16_gradients_are_nearer_to_the_truth_than_eagers(name, seeds):
     assert not above
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("resnet18", 7), ("resnet50", 7)])
-def test_float32_gradients_are_as_near_to_the_truth_as_eagers(name, seeds):
-    """Eager's median is not asked to be above ours: its batch norm on a CPU sums in float64, ours in float32."""
-    found = ratios(name, seeds, 2, None, statistics.median)
-    above = {key: ratio for key, ratio in found.items() if ratio > FACTOR}
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_float32_gradients_are_as_near_to_the_truth_as_rounding_explains(name):
+    found = ratios(name, 3, 2, None, statistics.median)
+    assert statistics.median(found.values()) < 1
+    above = {key: ratio for key, ratio in found.items() if ratio > FLIPPED}
     assert not above
