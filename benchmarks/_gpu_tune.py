@@ -16,7 +16,7 @@ import torch
 import fused_resnet
 from fused_resnet.shapes import ConvShape
 from fused_resnet.tuning import Choice, forced, table_path
-from fused_resnet.tuning.__main__ import _call, refusal, shapes_of, tune
+from fused_resnet.tuning.__main__ import call_at, refusal, shapes_of, tune
 from fused_resnet.tuning.candidates import candidates
 from fused_resnet.tuning.tables import write_table
 
@@ -108,7 +108,7 @@ def compile_one(shape: ConvShape, choice: Choice) -> bool:
     """Run a candidate once; whether it ran.  A failure shows again, with its reason, when the candidate is timed."""
     with fused_resnet.use_backend("triton"), forced(choice):
         try:
-            _call(shape, torch.bfloat16, "cuda")()
+            call_at(shape, torch.bfloat16, "cuda")()
             return True
         except Exception:
             return False

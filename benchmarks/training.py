@@ -10,6 +10,7 @@ be used.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -89,7 +90,8 @@ def judge(rows: list[Row], eager: str) -> None:
         mine, theirs = errors.get(row["label"]), errors.get(eager)
         row["error_vs_eager"] = mine / theirs if mine is not None and theirs else None
         if row["kind"] == "ours":
-            row["limit"] = PROMISE * baseline + FLOOR
+            # beside a baseline that is not finite nothing is right
+            row["limit"] = PROMISE * baseline + FLOOR if math.isfinite(baseline) else 0.0
 
 
 def measure(
