@@ -1,10 +1,12 @@
 """Builds fused_resnet; what can be declared stands in pyproject.toml, what must be decided (the extension) here.
 
-`fused_resnet._C`, the CUDA C++ kernels, is compiled wherever a CUDA toolkit is found: the nvcc of $CUDA_HOME or
-$CUDA_PATH, on the PATH, or in /usr/local/cuda.  It needs neither torch nor a GPU.  Without a toolkit the package
-installs as pure Python.  In the environment:
+`fused_resnet._C`, the CUDA C++ kernels, needs neither torch nor a GPU.  It is compiled where a CUDA toolkit is found,
+the nvcc of $CUDA_HOME or $CUDA_PATH, on the PATH, or in /usr/local/cuda, and where it serves: beside a torch that has
+CUDA, or before there is any torch, or when it is asked for, by the first variable below or by `setup.py build_ext`.
+Otherwise the package installs as pure Python, and says why.  In the environment:
 
-    FUSED_RESNET_CUDA_ARCHS   what to compile for, in nvcc's names; "none" or nothing at all leaves the extension out
+    FUSED_RESNET_CUDA_ARCHS   what to compile for, in nvcc's names; "default" is ARCHS, "none" or nothing at all leaves
+                              the extension out
     MAX_JOBS                  compilers at a time; else one a core, and one for every 2 GB of memory that is free
     CXX                       the host compiler, nvcc's too; else c++, and what nvcc finds
     FUSED_RESNET_WERROR       1 makes every warning an error, as CI does: another compiler may warn of something new
@@ -17,22 +19,29 @@ import os
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 ARCHS = "sm_80 sm_90a compute_90"
+ASK = "FUSED_RESNET_CUDA_ARCHS=default asks for it"
 HOPPER = "sm_90a"  # the one architecture of the sources below
 HOPPER_SOURCES = ("conv*.cu", "bottleneck*.cu", "stem*.cu")
 MIN_NVCC = (12, 5)  # the first with cudaGetDriverEntryPointByVersion; tried are those of 13.0
 JOB_BYTES = 2 << 30
+TICK_S = 15
 WITHOUT = "to install without CUDA kernels, set FUSED_RESNET_CUDA_ARCHS=none"
 STRICT = os.environ.get("FUSED_RESNET_WERROR") == "1"
 HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *(["-Werror"] if STRICT else [])]
@@ -56,6 +65,7 @@ def architectures() -> list[str]:
     asked = os.environ.get("FUSED_RESNET_CUDA_ARCHS", ARCHS).strip()
     if asked in ("", "none"):
         return []
+    asked = ARCHS if asked == "default" else asked
     names = [f"sm_{word}" if word[0].isdigit() else word for word in re.split(r"[\s,;]+", asked)]
     wrong = [name for name in names if not re.fullmatch(r"(sm|compute)_\d+[af]?", name)]
     if wrong:
@@ -71,6 +81,60 @@ def find_nvcc() -> str | None:
             raise CompileError(f"CUDA_HOME or CUDA_PATH is {home}, which holds no bin/nvcc; correct it, or {WITHOUT}")
         return str(Path(home, "bin", "nvcc"))
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def site_packages() -> list[str]:
+    """Where the packages are beside which this one will be, the first first.
+
+    An isolated build keeps them from sys.path but runs, under pip, with the Python that they belong to.
+    """
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return list(dict.fromkeys([*sys.path, sysconfig.get_path("purelib"), *user, *site.getsitepackages()]))
+
+
+def installed_torch(folders: list[str]) -> tuple[str, bool] | None:
+    """The version of torch in these folders and whether it has CUDA; None where there is none.
+
+    Read, not imported: what it needs may be out of reach, and it takes seconds. A torch that does not say counts as one
+    that has CUDA.
+    """
+    for folder in folders:
+        try:
+            text = Path(folder, "torch", "version.py").read_text()
+        except OSError:
+            continue
+        said = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*=\s*(.+?)\s*$", text, re.M))
+        return said.get("__version__", "of no version").strip("'\""), said.get("cuda") != "None"
+    return None
+
+
+def decide(asked: str | None, commanded: bool, linux: bool, nvcc: str | None, torch: tuple[str, bool] | None) -> str:
+    """Why the extension is left out; empty where it is compiled.
+
+    Args:
+        asked: FUSED_RESNET_CUDA_ARCHS, None where it is not set.
+        commanded: whether `setup.py build_ext` was called.
+        linux: whether this is Linux.
+        nvcc: its path.
+        torch: what is installed, as of `installed_torch`.
+
+    Raises:
+        CompileError: it was asked for by name and cannot be compiled.
+    """
+    if asked is not None and asked.strip() in ("", "none"):
+        return f"FUSED_RESNET_CUDA_ARCHS={asked.strip()} leaves it out"
+    if asked is not None and not (linux and nvcc):
+        lacking = (
+            "no nvcc is found: install a CUDA toolkit" if linux else "it is compiled on Linux alone: install there"
+        )
+        raise CompileError(f"FUSED_RESNET_CUDA_ARCHS is set, but {lacking}, or unset it")
+    if not linux:
+        return "it is compiled on Linux alone"
+    if nvcc is None:
+        return "no nvcc was found; install a CUDA toolkit, or name it in CUDA_HOME"
+    if asked is None and not commanded and torch is not None and not torch[1]:
+        return f"the torch beside it, {torch[0]}, has no CUDA; {ASK}"
+    return ""
 
 
 def nvcc_release(nvcc: str) -> str:
@@ -126,6 +190,10 @@ def build_needs() -> tuple[str, str]:
 class BuildExtension(build_ext):
     """Compiles with nvcc through ninja, into build/, where only what changed is compiled again."""
 
+    def run(self) -> None:
+        say_what_is_left_out()
+        super().run()
+
     def build_extension(self, extension: Extension) -> None:
         release = nvcc_release(extension.nvcc)
         headers, ninja = build_needs()
@@ -134,12 +202,50 @@ class BuildExtension(build_ext):
         folder = ROOT / "build" / f"extension-{sys.implementation.cache_tag}-cuda{release}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(extension, headers, output))
-        command = [ninja, "-C", str(folder), f"-j{jobs()}"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        print(result.stdout, end="")
-        if result.returncode:
-            last = "\n".join(result.stdout.splitlines()[-20:])
+        code, lines = run_aloud([ninja, "-C", str(folder), f"-j{jobs()}"])
+        if code:
+            last = "\n".join(lines[-20:])
             raise CompileError(f"compiling {extension.name} with {extension.nvcc} failed; {WITHOUT}\n{last}")
+
+
+class BuildPython(build_py):
+    """Leaves a word in the package on why it has no extension, for `python -m fused_resnet.info`."""
+
+    def run(self) -> None:
+        super().run()
+        say_what_is_left_out()
+        if not getattr(self, "editable_mode", False):
+            note = Path(self.build_lib, "fused_resnet", "_C.txt")
+            note.unlink(missing_ok=True)
+            if LEFT_OUT:
+                note.write_text(f"{LEFT_OUT}\n")
+
+
+def say_what_is_left_out() -> None:
+    """Once, when something is built; pip, which asks for metadata before, shows it with -v."""
+    if LEFT_OUT:
+        print(f"fused_resnet._C, the CUDA C++ kernels, is not compiled: {LEFT_OUT}", flush=True)
+
+
+def run_aloud(command: list[str]) -> tuple[int, list[str]]:
+    """Run it, printing each line as it comes, and one now and then; its exit status and its lines.
+
+    pip without -v hides them, but its spinner turns, and its "still running" comes, with the lines that it is given.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    began, ended, output = time.monotonic(), threading.Event(), []
+
+    def tick() -> None:
+        while not ended.wait(TICK_S):
+            print(f"compiling since {time.monotonic() - began:.0f} s", flush=True)
+
+    threading.Thread(target=tick, daemon=True).start()
+    for line in process.stdout:
+        output.append(line.rstrip("\n"))
+        print(output[-1], flush=True)
+    code = process.wait()
+    ended.set()
+    return code, output
 
 
 def ninja_file(extension: Extension, headers: str, output: Path) -> str:
@@ -167,23 +273,35 @@ def escaped(text: str, path: bool = False) -> str:
     return re.sub(r"[$ :]" if path else r"\$", r"$\g<0>", text)
 
 
+def left_out() -> str:
+    """Why the extension is not compiled here; empty where it is."""
+    asked = os.environ.get("FUSED_RESNET_CUDA_ARCHS")
+    nvcc = find_nvcc() if architectures() else None
+    linux, commanded = sys.platform == "linux", "build_ext" in sys.argv
+    return decide(asked, commanded, linux, nvcc, installed_torch(site_packages()))
+
+
 def compiled_extensions() -> list[Extension]:
-    """The extension modules to compile: `fused_resnet._C`, or none where it is not wanted or cannot be."""
+    """The extension module to compile: `fused_resnet._C`."""
     names = architectures()
-    nvcc = find_nvcc() if names else None
-    if nvcc is None or sys.platform != "linux":
-        if names and "FUSED_RESNET_CUDA_ARCHS" in os.environ:
-            raise CompileError(
-                "FUSED_RESNET_CUDA_ARCHS is set, but no nvcc is found: install a CUDA toolkit, or unset it"
-            )
-        return []
     launchers = sorted((CSRC / "launch").glob("*.cu"), key=lambda source: (not needs_hopper(source), source))
     sources = [*launchers, CSRC / "bindings.cpp"]  # what takes longest first
     if HOPPER not in names:
         sources = [source for source in sources if not needs_hopper(source)]
     extension = Extension("fused_resnet._C", [str(source.relative_to(ROOT)) for source in sources])
-    extension.nvcc, extension.architectures = nvcc, names
+    extension.nvcc, extension.architectures = find_nvcc(), names
     return [extension]
 
 
-setup(ext_modules=compiled_extensions(), cmdclass={"build_ext": BuildExtension})
+def licence() -> dict[str, str]:
+    """Said here and not in pyproject.toml, whose two forms no release of setuptools from 65 on takes both."""
+    expression = int(setuptools.__version__.partition(".")[0]) >= 77
+    return {"license_expression" if expression else "license": "BSD-3-Clause"}
+
+
+LEFT_OUT = left_out()
+setup(
+    ext_modules=[] if LEFT_OUT else compiled_extensions(),
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+    **licence(),
+)

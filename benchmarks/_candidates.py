@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet._torchvision import import_torchvision
+from fused_resnet._torchvision import how_to_install, import_torchvision
 from fused_resnet.models import TORCHVISION_MODELS
 
 Call = Callable[[], Tensor]
@@ -83,7 +83,8 @@ class Network:
         self.baseline_is = (
             f"torchvision {self.torchvision.__version__}"
             if self.torchvision
-            else "torchvision is not installed: the reference is ours called module by module, unfused"
+            else "torchvision is not installed: the reference is ours called module by module, unfused;"
+            f" `{how_to_install()}` brings the one of this torch"
         )
         torch.manual_seed(seed)
         source = self.builder(weights=weights) if weights else self._baseline_builder()()

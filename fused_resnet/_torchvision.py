@@ -2,10 +2,14 @@
 
 torchvision's registry wheel carries a CUDA extension. Beside a CPU build of torch that extension does not load, the
 schemas it would have defined are missing, and `import torchvision` fails although the models need none of them.
+
+No extra asks for it: a torchvision is made for one exact torch, so that asking for one may replace the torch that is
+there, a CPU build by a CUDA build. `how_to_install` names both to pip, which then keeps the torch.
 """
 
 import importlib
 import importlib.util
+from importlib import metadata
 from types import ModuleType
 
 import torch
@@ -35,3 +39,8 @@ def import_torchvision() -> ModuleType | None:
     for name in ("nms", "qnms"):
         _schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return importlib.import_module("torchvision")
+
+
+def how_to_install() -> str:
+    """The command that installs the torchvision of the torch that is here, and leaves that torch as it is."""
+    return f"pip install torchvision torch=={metadata.version('torch')}"

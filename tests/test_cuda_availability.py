@@ -224,3 +224,13 @@ def test_an_extension_that_cannot_be_imported_is_told_from_one_that_is_not_there
             patch.setattr(availability.importlib, "import_module", fail(error))
             reason = availability._import_error.__wrapped__()
         assert words in reason and "install again where a CUDA toolkit is" in reason
+
+
+def test_what_the_installation_said_of_it_is_repeated(monkeypatch, tmp_path):
+    def absent(name):
+        raise ModuleNotFoundError(name)
+
+    (tmp_path / "_C.txt").write_text("no nvcc was found\n")
+    monkeypatch.setattr(availability, "WHY_NOT", tmp_path / "_C.txt")
+    monkeypatch.setattr(availability.importlib, "import_module", absent)
+    assert "fused_resnet._C (no nvcc was found); install again" in availability._import_error.__wrapped__()

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import setuptools
 import torch
 
 from benchmarks import _cuda_kernels
 from fused_resnet.backends.cuda import availability
+
+from .recipe import recipe
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "build")
@@ -35,23 +36,6 @@ SIMPLE = {
     "sum_partials",
 }
 CONVOLUTIONS = {"conv3x3_halo_act", "conv3x3_halo_stats"}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    """setup.py as a module: its functions, with nothing set up."""
-    spec = importlib.util.spec_from_file_location("recipe", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **arguments: None)
-        patch.setenv("FUSED_RESNET_CUDA_ARCHS", "none")
-        patch.setenv("FUSED_RESNET_WERROR", "1")
-        spec.loader.exec_module(module)
-    return module
-
-
-def has_nvcc(recipe) -> bool:
-    return sys.platform == "linux" and recipe.find_nvcc() is not None
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +68,9 @@ def pip_install(tree: Path, target: Path, **environment: str) -> subprocess.Comp
 
 
 @pytest.fixture(scope="module")
-def installed(recipe, checkout, tmp_path_factory) -> Path:
+def installed(checkout, tmp_path_factory) -> Path:
     """The package as `pip install .` leaves it, for sm_80 alone: Hopper's kernels take a minute, and are in `rows`."""
-    if not has_nvcc(recipe):
+    if sys.platform != "linux" or recipe().find_nvcc() is None:
         pytest.skip("there is no nvcc to compile with")
     target = tmp_path_factory.mktemp("installed")
     result = pip_install(checkout, target, FUSED_RESNET_CUDA_ARCHS="80")
@@ -167,66 +151,6 @@ def test_a_broken_compiler_is_an_error_and_no_silent_install(checkout, tmp_path,
     assert result.returncode != 0 and not (tmp_path / "target").exists()
     missing = [word for word in [*words, "FUSED_RESNET_CUDA_ARCHS=none"] if word not in result.stdout + result.stderr]
     assert not missing, result.stderr[-2000:]
-
-
-@pytest.mark.parametrize(
-    ("asked", "names"),
-    [
-        ("", []),
-        ("none", []),
-        ("80", ["sm_80"]),
-        ("80;90a", ["sm_80", "sm_90a"]),
-        (" sm_80, compute_90 ", ["sm_80", "compute_90"]),
-    ],
-)
-def test_architectures_are_asked_for_by_name(recipe, monkeypatch, asked, names):
-    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", asked)
-    assert recipe.architectures() == names
-
-
-def test_an_architecture_that_is_none_is_refused(recipe, monkeypatch):
-    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80 hopper")
-    with pytest.raises(recipe.CompileError, match="expected names such as .* got .hopper"):
-        recipe.architectures()
-
-
-def test_without_nvcc_the_package_is_pure_python(recipe, monkeypatch):
-    monkeypatch.setattr(recipe, "find_nvcc", lambda: None)
-    monkeypatch.delenv("FUSED_RESNET_CUDA_ARCHS", raising=False)
-    assert recipe.compiled_extensions() == []
-    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_90a")
-    with pytest.raises(recipe.CompileError, match="no nvcc is found"):
-        recipe.compiled_extensions()
-
-
-def test_a_toolkit_that_is_named_and_not_there_is_refused(recipe, monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(recipe.CompileError, match="holds no bin/nvcc"):
-        recipe.find_nvcc()
-
-
-def test_kernels_of_hopper_are_compiled_for_hopper_alone(recipe, monkeypatch):
-    monkeypatch.setattr(recipe, "find_nvcc", lambda: "/a b/nvcc")
-    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80 sm_90a compute_90")
-    (extension,) = recipe.compiled_extensions()
-    text = recipe.ninja_file(extension, "headers", Path("_C.so"))
-    flags = dict(re.findall(r"^build (\S+)\.o: compile.*?\n.*?\n  flags = (.*)$", text, re.M))
-    assert "arch=compute_80,code=sm_80" in flags["bn_add_act"] and "code=compute_90" in flags["bn_add_act"]
-    assert re.findall(r"-gencode=\S+", flags["conv3x3_halo"]) == ["-gencode=arch=compute_90a,code=sm_90a"]
-    assert all("-Werror" in each for each in flags.values()) and all("NDEBUG" in each for each in flags.values())
-    monkeypatch.setenv("FUSED_RESNET_CUDA_ARCHS", "sm_80")
-    (extension,) = recipe.compiled_extensions()
-    assert not [source for source in extension.sources if "conv" in source]
-
-
-@pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 5, 2), (2, 1, 1)])
-def test_compilers_run_in_parallel_within_memory(recipe, monkeypatch, tmp_path, cores, gigabytes, jobs):
-    monkeypatch.delenv("MAX_JOBS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
-    monkeypatch.setattr(Path, "read_text", lambda path: f"MemTotal: 1 kB\nMemAvailable:  {gigabytes << 20} kB\n")
-    assert recipe.jobs() == jobs
-    monkeypatch.setenv("MAX_JOBS", "3")
-    assert recipe.jobs() == 3
 
 
 # ---- the extension of this checkout ----

@@ -11,35 +11,45 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import fused_resnet
+from fused_resnet import _torchvision
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, BUILD_SYSTEM = PYPROJECT["project"], PYPROJECT["build-system"]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 PURE = "FUSED_RESNET_CUDA_ARCHS"
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+# What tools leave behind in a checkout, and what no build reads.
+LEFT_OUT = shutil.ignore_patterns(
+    "__pycache__",
+    "*.egg-info",
+    "*.so",
+    ".git",
+    ".venv*",
+    "build",
+    "dist",
+    ".*_cache",
+    ".hypothesis",
+    "latest",
+    "shared",
+)
 TABLES = ROOT / "fused_resnet" / "tuning" / "tables"
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A copy of what a build reads, so that building leaves nothing behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "fused_resnet", copy / "fused_resnet", ignore=LEFT_OUT)
-    shutil.copytree(ROOT / ".ci", copy / ".ci")
-    shutil.copytree(ROOT / "csrc", copy / "csrc", ignore=LEFT_OUT)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "Makefile"):
-        shutil.copy(ROOT / name, copy)
-    return copy
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("copy") / "checkout", ignore=LEFT_OUT)
 
 
 def build(tree: Path, hook: str, into: Path) -> Path:
-    into.mkdir(exist_ok=True)
     """The hook's result, of a build without the compiled extension; `test_extension.py` builds that."""
+    into.mkdir(exist_ok=True)
     command, environment = [sys.executable, "-c", BUILD, hook, str(into)], os.environ | {PURE: "none"}
     result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -63,28 +73,54 @@ def test_the_wheel_is_pure_python_and_holds_the_package_alone(wheel):
     }
     tables = {str(path.relative_to(ROOT)) for path in TABLES.rglob("*") if path.suffix in (".json", ".md")}
     inside = {name for name in files_of(wheel) if ".dist-info/" not in name}
-    assert inside == package | tables
+    assert inside == package | tables | {"fused_resnet/_C.txt"}
 
 
 def test_the_wheel_says_what_it_needs(wheel):
     name = next(name for name in files_of(wheel) if name.endswith(".dist-info/METADATA"))
     with zipfile.ZipFile(wheel) as archive:
-        metadata = email.message_from_bytes(archive.read(name))
-    assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "BSD-3-Clause"
-    assert {"bench", "test", "peers", "triton", "lint"} <= set(metadata.get_all("Provides-Extra"))
-    plain = {line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+        said = email.message_from_bytes(archive.read(name))
+    assert said["Requires-Python"] == ">=3.11"
+    # as setuptools writes it from 77 on, or before
+    assert "BSD-3-Clause" in (said["License-Expression"], said["License"])
+    assert [name for name in files_of(wheel) if name.endswith("/LICENSE") and ".dist-info/" in name]
+    assert {"bench", "test", "peers", "triton", "lint"} <= set(said.get_all("Provides-Extra"))
+    plain = {line for line in said.get_all("Requires-Dist") if "extra ==" not in line}
     assert plain == {"torch>=2.11", "numpy"}
 
 
-def test_an_sdist_builds_the_same_wheel(checkout, wheel, tmp_path):
-    sdist = build(checkout, "build_sdist", tmp_path / "sdist")
+@pytest.fixture(scope="module")
+def unpacked(checkout, tmp_path_factory) -> Path:
+    """An sdist, unpacked into an empty folder."""
+    folder = tmp_path_factory.mktemp("sdist")
+    sdist = build(checkout, "build_sdist", folder)
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    sources = {path.relative_to(checkout) for path in (checkout / "csrc").rglob("*") if path.is_file()}
-    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
-    assert len(sources) > 20 and not [path for path in sources if not (unpacked / path).is_file()]
-    again = build(unpacked, "build_wheel", tmp_path / "wheel")
-    assert files_of(again) == files_of(wheel)
+        archive.extractall(folder / "unpacked", filter="data")
+    return folder / "unpacked" / sdist.name.removesuffix(".tar.gz")
+
+
+def test_an_sdist_builds_the_same_wheel(unpacked, wheel, tmp_path):
+    assert files_of(build(unpacked, "build_wheel", tmp_path / "wheel")) == files_of(wheel)
+
+
+def test_an_sdist_holds_every_file_of_the_repository(unpacked):
+    if shutil.which("git") is None:
+        pytest.skip("there is no git to ask for the files")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split(
+        "\n"
+    )
+    tracked = [name for name in listed if name and (ROOT / name).is_file()]
+    if not tracked:
+        pytest.skip("this is no git checkout but, say, an sdist itself")
+    assert not [name for name in tracked if not (unpacked / name).is_file()]
+
+
+def test_an_sdist_can_run_its_own_tests(unpacked):
+    """All of them are collected, and those run that read the sources beside them."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "point_down or belong"]
+    result = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-4000:]
 
 
 def test_an_installed_wheel_works_away_from_the_checkout(wheel, tmp_path):
@@ -119,12 +155,28 @@ def test_users_are_pinned_to_nothing_and_ci_to_everything():
     assert requirement_names(wanted) - {"fused-resnet"} <= requirement_names(constraints)
 
 
+def test_no_extra_replaces_a_torch():
+    """A torchvision insists on one exact torch. Whoever wants one is told how to get that of the torch in place."""
+    extras = PROJECT["optional-dependencies"]
+    wanted = requirement_names([line for lines in extras.values() for line in lines])
+    assert not wanted & {"torch", "torchvision", "torchaudio", "timm"}
+    assert _torchvision.how_to_install() == f"pip install torchvision torch=={metadata.version('torch')}"
+    pair = [line for line in (ROOT / ".ci/constraints.txt").read_text().splitlines() if line.startswith("torch")]
+    assert [line.partition("==")[0] for line in pair] == ["torch", "torchvision"]
+
+
+def test_the_oldest_setuptools_that_is_asked_for_knows_what_the_recipe_says():
+    """`license = "..."` needs 77, and its other form is deprecated from there on."""
+    assert BUILD_SYSTEM["requires"][0] == "setuptools>=65"
+    assert "license" in PROJECT["dynamic"] and "license" not in PROJECT
+
+
 def test_nothing_names_a_machine():
     paths = re.compile("/" + r"(root|work|home)/\w|/" + r"opt/(?!nvidia)\w")
     suffixes = {".py", ".toml", ".md", ".txt", ".json", ".cfg", ".yml", ".in", ".cpp", ".cu", ".cuh", ".h", ".hpp", ""}
     folders = [ROOT / name for name in ("fused_resnet", "benchmarks", "tests", "csrc", ".ci")]
     sources = [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
-    sources += [path for path in ROOT.iterdir() if path.is_file()]
+    sources += [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a file in a git worktree
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in sources

@@ -14,10 +14,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from fused_resnet import models
-from fused_resnet._torchvision import import_torchvision
+from fused_resnet._torchvision import how_to_install, import_torchvision
 
 torchvision = import_torchvision()
-ABSENT = "torchvision, which is compared with, is not installed"
+ABSENT = f"torchvision, which is compared with, is not installed: {how_to_install()}"
 FAMILIES = ("resnet18", "resnet50")  # one of each block
 exactly = partial(assert_close, rtol=0, atol=0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 EXTENSION = "fused_resnet._C"
 INSTALL = (
-    "install again where a CUDA toolkit is: `pip install .` compiles it where it finds nvcc, which needs neither torch"
-    " nor a GPU"
+    "install again where a CUDA toolkit is: `pip install .` compiles it where it finds nvcc, and a torch that has CUDA"
+    " or none yet; `FUSED_RESNET_CUDA_ARCHS=default pip install .` wherever nvcc is, for it needs no torch and no GPU"
 )
+WHY_NOT = Path(__file__).parents[2] / "_C.txt"  # written by an installation without it
 MIN_ARCH = 80
 CONV_CHANNELS = (64, 128, 256, 512)  # of conv3x3_halo, to as many
 DOUBLED_CHANNELS = CONV_CHANNELS[:-1]  # to twice as many, with stride 2
@@ -71,7 +73,8 @@ def _import_error() -> str:
     try:
         importlib.import_module(EXTENSION)
     except ModuleNotFoundError:
-        return f"the package was installed without its compiled extension {EXTENSION}; {INSTALL}"
+        why = f" ({WHY_NOT.read_text().strip()})" if WHY_NOT.is_file() else ""
+        return f"the package was installed without its compiled extension {EXTENSION}{why}; {INSTALL}"
     except ImportError as error:
         return f"{EXTENSION} cannot be imported ({error}); {INSTALL}"
     return ""
