@@ -1,12 +1,13 @@
 # make bench    ResNet-50 against torchvision: speed and parity, on the GPU if torch sees one, else on the CPU
 # make test     the tests; ARGS= goes to pytest
+# make test-sanitized  the tests of the emulated kernels under ASan and UBSan; ARGS=--first-cases takes one case a test
 # make gpu      everything a GPU is wanted for, in nine minutes: tests, micro-tests, measurements; one JSON
 # make lint     ruff and clang-format, nothing changed;  make format  the same, changed in place
 # make info     versions, devices, backends
 #
 # Each sets up what it needs first: see .ci/environment.  PYTHON= names the Python to start from.
 
-.PHONY: help bench test gpu lint format info clean
+.PHONY: help bench test test-sanitized gpu lint format info clean
 .DEFAULT_GOAL := help
 
 export PYTHON
@@ -25,6 +26,10 @@ bench:
 test:
 	@python=$$(.ci/environment test) && \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-sanitized:
+	@python=$$(.ci/environment test) && \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m tests.sanitized -n $(WORKERS) --dist worksteal $(ARGS)
 
 # .ci/environment goes on where the extension does not compile; that and the compiler's words are in the JSON.
 gpu:

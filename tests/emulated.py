@@ -23,6 +23,11 @@ import pytest
 CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 # -O1 compiles the emulator in less than half the time of -O2; numeric.hpp and wgmma.hpp ask for more where it pays.
 FLAGS = ("-std=c++20", "-O1", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fPIC")
+SANITIZE = "FUSED_RESNET_SANITIZE"  # set by tests/sanitized.py: a process needs ASan's runtime in front to load these
+# -O0 compiles them in a third of the time of -O1, and no access is optimised away before it is checked.
+SANITIZED_FLAGS = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+if os.environ.get(SANITIZE) == "1":
+    FLAGS += SANITIZED_FLAGS
 _PROBE = "#include <bit>\n#include <version>\nint main() { return std::bit_cast<int>(0.0f) + int(_Float16(0)); }\n"
 
 
@@ -124,7 +129,7 @@ def _library(key: str, name: str, folders: tuple[pathlib.Path, ...], flags: tupl
     return ctypes.CDLL(str(path))
 
 
-def _drop_old(cache: pathlib.Path, keep: int = 40) -> None:
+def _drop_old(cache: pathlib.Path, keep: int = 100) -> None:
     by_age = sorted(cache.glob("*.so"), key=lambda path: path.stat().st_mtime)
     for path in by_age[:-keep]:
         path.unlink(missing_ok=True)

@@ -210,7 +210,7 @@ def test_make_uses_a_python_whose_torch_sees_a_gpu_as_it_is(checkout, tmp_path):
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize("target", ["help", "bench", "test", "lint", "format", "info", "clean"])
+@pytest.mark.parametrize("target", ["help", "bench", "test", "test-sanitized", "lint", "format", "info", "clean"])
 def test_the_makefile_has_its_targets(checkout, target):
     if shutil.which("make") is None:
         pytest.skip("there is no make")

@@ -87,6 +87,7 @@ class Scheduler {
   private:
     static void enter_thread() {
         Scheduler& self = *running;
+        self.current_->fiber.entered();
         try {
             self.kernel_();
             self.check_exit();
