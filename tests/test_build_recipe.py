@@ -144,7 +144,7 @@ def test_a_build_shows_each_line_as_it_comes_and_that_it_lives(recipe, monkeypat
 
     receiver, sender = os.pipe()
     monkeypatch.setattr(recipe, "print", show, raising=False)
-    threading.Thread(target=lambda: printed.wait(60) and os.write(sender, b"go"), daemon=True).start()
+    threading.Thread(target=lambda: (printed.wait(20), os.write(sender, b"go")), daemon=True).start()
     code = f"import os, sys; print('first', flush=True); os.read({receiver}, 2); print('last'); sys.exit(3)"
     popen = functools.partial(subprocess.Popen, pass_fds=[receiver])
     monkeypatch.setattr(recipe.subprocess, "Popen", popen)
