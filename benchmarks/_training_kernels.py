@@ -117,8 +117,10 @@ def _unstored(convolution: Convolution, arch: int, dtype: str, normalized: bool)
     """A 1x1 convolution whose statistics come from the Gram matrix of its input."""
     shape = convolution.shape
     norm = (_NORM, ()) if normalized else ((), _NORM)
-    types = _types(dtype, ("z_ptr",), ("center_ptr", "y_ptr", "total_ptr", *norm[0]), norm[1])
+    types = _types(dtype, ("z_ptr",), ("center_ptr", "y_ptr", *norm[0]), norm[1])
     yield split_planning.plan_gram(planning.input_of(shape), dtype, arch, types)[0]
+    types = _types(dtype, ("z_ptr",), ("center_ptr", *norm[0]), norm[1])
+    yield split_planning.plan_gram_exact(planning.input_of(shape), (*types, ("flag_ptr", "i32"), ("y_ptr", "fp64")))[0]
     residual = planning.Residual((shape.k, shape.p, shape.q)) if convolution.residual else None
     shortcut = (("residual_ptr",), ()) if residual else ((), ("residual_ptr",))
     maps, vectors = ("x_ptr", "w_ptr", "y_ptr", *shortcut[0]), ("scale_ptr", "shift_ptr", *norm[0])

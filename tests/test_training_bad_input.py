@@ -57,6 +57,11 @@ BAD_CALLS = {
     "norm bias elsewhere": (wrong("bn_finalize", bn_bias=meta), ["partials is on cpu", "bn_bias is on meta"]),
     "stride of zero": (wrong("gram", stride=0), ["gram", "stride", "at least 1", "0"]),
     "prologue of other channels": (wrong("gram", ("prologue",), in_shift=shorter), ["in_shift", "(24,)", "(23,)"]),
+    "filters of other channels": (
+        wrong("gram", weight=lambda w: w[:, :7]),
+        ["weight", "(40, 24, 1, 1)", "(40, 7, 1, 1)"],
+    ),
+    "center in half precision": (wrong("gram_finalize", center=half), ["center", "float32", "float16"]),
     "gram not square": (wrong("gram_finalize", gram=shorter), ["gram", "(23, 23)", "(23, 24)"]),
     "gram in half precision": (wrong("gram_finalize", gram=half), ["gram", "float32", "float16"]),
     "total of another size": (wrong("gram_finalize", total=shorter), ["total", "(24,)", "(23,)"]),

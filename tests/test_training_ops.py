@@ -145,8 +145,9 @@ def test_the_statistics_of_an_empty_batch():
     partials = training.channel_stats(torch.randn(0, 4, 3, 3))
     mean, var, *_ = training.bn_finalize(partials, None, None, 1e-5)
     assert partials.shape == (0, 3, 4) and not mean.count_nonzero() and not var.count_nonzero()
-    zeros = training.gram(torch.randn(0, 4, 3, 3), None, None, 1)
-    mean, var, *_ = training.gram_finalize(*zeros, 0, torch.randn(6, 4, 1, 1), None, None, 1e-5)
+    filters = torch.randn(6, 4, 1, 1)
+    zeros = training.gram(torch.randn(0, 4, 3, 3), None, None, filters, 1)
+    mean, var, *_ = training.gram_finalize(*zeros, 0, filters, None, None, 1e-5)
     assert not mean.count_nonzero() and not var.count_nonzero()
 
 
@@ -178,9 +179,9 @@ def test_variance_of_channels_far_from_zero(dtype):
     of_stored = stored.double().var((0, 2, 3), correction=0)
     assert worst(training.bn_finalize(training.channel_stats(stored), None, None, 1e-5)[1], of_stored) < 1e-6
 
-    center, total, gram = training.gram(as_map(a, dtype), None, None, 1)
-    assert center.dtype == torch.float32 and torch.equal(center.to(dtype).float(), center) and (center > 0).all()
     filters = weight.to(dtype)[:, :, None, None]
+    center, total, gram = training.gram(as_map(a, dtype), None, None, filters, 1)
+    assert center.dtype == torch.float32 and torch.equal(center.to(dtype).float(), center) and (center > 0).all()
     assert worst(training.gram_finalize(center, total, gram, len(a), filters, None, None, 1e-5)[1], var) < 1e-6
 
 
@@ -205,7 +206,7 @@ def test_weight_gradient_of_channels_far_from_zero():
     def error(ours: torch.Tensor) -> float:
         return ((ours - truth.grad).norm() / truth.grad.norm()).item()
 
-    center, total, gram = training.gram(as_map(a, torch.bfloat16), None, None, 1)
+    center, total, gram = training.gram(as_map(a, torch.bfloat16), None, None, weight[:, :, None, None], 1)
     assert error(d_weight(center, total, gram)) < 2e-6
     uncentered = as_map(a, torch.float32).flatten(2)[0]
     assert error(d_weight(torch.zeros_like(center), uncentered.sum(1), uncentered @ uncentered.T)) > 2e-5

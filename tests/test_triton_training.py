@@ -66,11 +66,11 @@ GATHERED = ConvShape(1, 3, 17, 15, 20, 5, 3, (2, 1), (2, 0))
 
 
 class GuardedPartials:
-    """A float32 buffer with sentinels on both sides, NaN inside where a kernel has to write."""
+    """A buffer with sentinels on both sides, NaN inside where a kernel has to write."""
 
-    def __init__(self, like: Tensor, *size: int) -> None:
+    def __init__(self, like: Tensor, *size: int, dtype: torch.dtype = torch.float32) -> None:
         count = torch.Size(size).numel()
-        self.storage = torch.full((count + 2 * MARGIN,), SENTINEL, device=like.device)
+        self.storage = torch.full((count + 2 * MARGIN,), SENTINEL, dtype=dtype, device=like.device)
         self.inside = slice(MARGIN, MARGIN + count)
         self.storage[self.inside] = torch.nan
         self.tensor = self.storage[self.inside].view(size)
@@ -91,8 +91,8 @@ def guards(monkeypatch):
         made.append(GuardedOutput(tuple(size), like.dtype, like.device))
         return made[-1].tensor
 
-    def partials(like: Tensor, *size: int) -> Tensor:
-        made.append(GuardedPartials(like, *size))
+    def partials(like: Tensor, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        made.append(GuardedPartials(like, *size, dtype=dtype))
         return made[-1].tensor
 
     monkeypatch.setattr(launch, "_output", output)

@@ -121,14 +121,16 @@ def _bn_finalize(case, draw):
 
 
 def _gram(case, draw):
-    return {"z": draw.map(*draw.input_size), **draw.prologue(), "stride": case.shape.stride.h}
+    weight = draw.filters(case.shape.k, case.shape.c, 1, 1)
+    return {"z": draw.map(*draw.input_size), **draw.prologue(), "weight": weight, "stride": case.shape.stride.h}
 
 
 def _gram_finalize(case, draw):
     s, wide = case.shape, torch.promote_types(case.dtype, torch.float32)
     a = draw.normal(s.gemm_m, s.c, dtype=wide) @ draw.normal(s.c, s.c, dtype=wide) / s.c**0.5
     center = torch.full((s.c,), case.offset, dtype=wide, device=draw.device)
-    sums = {"center": center, "total": a.sum(0), "gram": a.T @ a, "count": s.gemm_m}
+    about = a.double()
+    sums = {"center": center, "total": about.sum(0), "gram": about.T @ about, "count": s.gemm_m}
     return {**sums, "weight": draw.filters(s.k, s.c, 1, 1), **_affine(case, draw)}
 
 
@@ -256,10 +258,10 @@ def far_means(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, strid
 
 def _gram_moments(arguments: dict, center: Tensor, total: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """The mean, and the second moment about `far_means`."""
-    about, count = far_means(**arguments)
+    about, count = far_means(*(arguments[name] for name in ("z", "in_scale", "in_shift", "stride")))
     average, away = total.double() / count, center.double() - about
     moment = gram.double() / count + torch.outer(away, average) + torch.outer(average, away) + torch.outer(away, away)
-    return (center.double() + average).to(gram.dtype), moment.to(gram.dtype)
+    return (center.double() + average).to(center.dtype), moment.to(center.dtype)
 
 
 def comparable(op: str, function: Callable) -> Callable:

@@ -65,7 +65,7 @@ def _pixels(a: Tensor) -> Tensor:
     return a.to(wide(a)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def gram(z, in_scale, in_shift, stride):
+def gram(z, in_scale, in_shift, weight, stride):
     a = _pixels(activated(z, in_scale, in_shift)[:, :, ::stride, ::stride])
     about, count = far_means(z, in_scale, in_shift, stride)
     away = a - about.to(a.dtype)
@@ -73,6 +73,7 @@ def gram(z, in_scale, in_shift, stride):
 
 
 def gram_finalize(center, total, gram, count, weight, bn_weight, bn_bias, eps):
+    center, total, gram = (tensor.to(wide(center)) for tensor in (center, total, gram))
     matrix = weight[:, :, 0, 0].to(gram.dtype)
     average = total / count
     covariance = gram / count - average[:, None] * average[None]

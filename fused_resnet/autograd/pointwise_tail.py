@@ -22,7 +22,7 @@ from .norm import Affine, Batch, Normalized, all_ranks, constant, pixels, shared
 class Tail(NamedTuple):
     """What the forward pass leaves for the backward one, besides the input map.
 
-    `total` and `gram` are None for constant statistics, which need no pass over the input.
+    `total` and `gram` are float64, and None for constant statistics, which need no pass over the input.
     """
 
     norm: Normalized
@@ -49,9 +49,9 @@ def statistics(z: Tensor, in_scale, in_shift, weight: Tensor, affine: Affine, st
         center = normalized.mean.new_zeros(z.shape[1])
         if affine.weight is not None and affine.weight.requires_grad:
             # Its gradient alone cancels here, and one image tells well enough where the activations lie.
-            center = raw.gram(z[:1], in_scale, in_shift, stride)[0]
+            center = raw.gram(z[:1], in_scale, in_shift, None, stride)[0]
         return Tail(normalized, center, None, None)
-    sums = raw.gram(z, in_scale, in_shift, stride)
+    sums = raw.gram(z, in_scale, in_shift, weight, stride)
     count = pixels(z[:, :, ::stride, ::stride])
     if affine.group is None:
         vectors = raw.gram_finalize(*sums, count, weight, affine.weight, affine.bias, affine.eps)
@@ -83,7 +83,7 @@ def gradients(
         quadratic, linear = products.new_zeros(len(center), len(center)), torch.zeros_like(center)
     else:
         own = pixels(grad)
-        total, gram = tail.total.double(), tail.gram.double()
+        total, gram = tail.total, tail.gram
         all_b, all_gz, count = all_ranks(norm, (b, sum_gz), own)
         beta = -scale * invstd * (all_gz * invstd) / count
         kappa = -scale * all_b / count - beta * mean

@@ -20,7 +20,8 @@ from .reference_parts import (
 )
 
 FIRST_TILE = 128  # pixels that the centre is taken from
-CENTERED_BEYOND = 4  # deviations: nearer to zero the raw value is exact, and the rounded difference is not
+DOUBLES_AT_ONCE = 2**20  # elements of a map, of which a copy in float64 is made
+CENTERED_BEYOND = 4  # deviations, in 16 bits: nearer to zero the raw value is exact, and the rounded difference is not
 
 
 def _centered(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, center: Tensor, stride: int) -> Tensor:
@@ -29,13 +30,21 @@ def _centered(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, cente
     return a - channels(center, z.dtype)
 
 
-def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A centre, and the sum and the Gram matrix of the activations about it."""
+def gram(
+    z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, weight: Tensor | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A centre, and the sum and the Gram matrix of the activations about it: in float64, whatever the filters."""
     sampled = z[:, :, ::stride, ::stride]
     var, mean = torch.var_mean(rows(prologue(sampled, in_scale, in_shift))[:FIRST_TILE], dim=0, correction=0)
-    center = torch.where(mean.abs() > CENTERED_BEYOND * var.sqrt(), mean, 0).to(z.dtype)
-    flat = rows(_centered(sampled, in_scale, in_shift, center, 1))
-    return center.to(flat.dtype), flat.sum(0), summed_products(flat, flat)
+    beyond = 0 if z.dtype == wide_dtype(z) else CENTERED_BEYOND
+    center = torch.where(mean.abs() > beyond * var.sqrt(), mean, 0).to(z.dtype)
+    a = _centered(sampled, in_scale, in_shift, center, 1)
+    total, gram = a.new_zeros(a.shape[1], dtype=torch.float64), a.new_zeros(2 * a.shape[1:2], dtype=torch.float64)
+    for part in rows(a).split(max(1, DOUBLES_AT_ONCE // a.shape[1])):
+        part = part.double()
+        total += part.sum(0)
+        gram.addmm_(part.T, part)
+    return center.to(wide_dtype(z)), total, gram
 
 
 def gram_finalize(
@@ -55,7 +64,7 @@ def gram_finalize(
     covariance = gram.double() / max(count, 1) - torch.outer(average, average)
     var = ((matrix @ covariance) * matrix).sum(1).clamp(min=0)
     mean = matrix @ (center.double() + average)
-    return normalizing(mean.to(gram.dtype), var.to(gram.dtype), bn_weight, bn_bias, eps)
+    return normalizing(mean.to(center.dtype), var.to(center.dtype), bn_weight, bn_bias, eps)
 
 
 def conv1x1_bn_add_act(

@@ -15,15 +15,18 @@ from .training import sums_of
 __all__ = ["gram", "gram_backward_finish", "gram_finalize"]
 
 
-def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A centre (C,), and the sum (C,) and the Gram matrix (C, C) of the strided activations about it, float32."""
+def gram(
+    z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, weight: Tensor | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A centre (C,), and the sum (C,) and the Gram matrix (C, C) of the strided activations about it."""
     z = dense_nhwc(z)
     c, extents = z.shape[1], (*nhwc(z), stride)
     rows = ask("conv1x1_gram_rows", z, *extents)
     outputs = floats_like(z, c), floats_like(z, c), floats_like(z, c, c)
     partials = floats_like(z, rows, c + 1, c)
     run("conv1x1_gram", z, vector(in_scale), vector(in_shift), *outputs, partials, rows, z.dtype, *extents)
-    return outputs
+    center, total, products = outputs
+    return center, total.double(), products.double()
 
 
 def gram_backward_finish(

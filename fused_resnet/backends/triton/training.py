@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _ELEMENTS = {getattr(torch, name): element for name, element in _TYPES.items() if hasattr(torch, name)}
-_ELEMENTS |= {torch.uint8: "u8"}
+_ELEMENTS |= {torch.uint8: "u8", torch.int32: "i32"}
 
 
 def _map(tensor: Tensor | None) -> Tensor | None:
@@ -43,8 +43,8 @@ def _vector(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(torch.float32).contiguous()
 
 
-def _partials(like: Tensor, *size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=like.device)
+def _partials(like: Tensor, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=like.device)
 
 
 def _types(tensors: dict[str, Tensor | None]) -> planning.Types:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...shapes import ConvShape, pair
+from .. import gram_check
 from ..reference_gram import gram_finalize
 from . import launch
 from . import training_plan as planning
@@ -48,18 +49,28 @@ def conv1x1_bn_add_act(
     return y
 
 
-def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A centre (C,), and the sum (C,) and the Gram matrix (C, C) of the strided activations about it, float32."""
+def gram(
+    z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, weight: Tensor | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A centre (C,), and the sum (C,) and the Gram matrix (C, C) of the strided activations about it."""
     c = z.shape[1]
     shape = _pointwise_shape(z, c, stride)
     z = dense_nhwc(z)
     center = _partials(z, c)
     inputs = {"z_ptr": z, "center_ptr": center} | _norm(in_scale, in_shift)
-    types = _types(inputs) + (("y_ptr", "fp32"), ("total_ptr", "fp32"))
-    plan, splits = split_planning.plan_gram(shape, *_machine(z), types)
-    slices, total = _partials(z, splits, c, c), _partials(z, splits, c)
-    launch.run(plan, inputs | {"y_ptr": slices, "total_ptr": total})
-    return center, total.sum(0), slices.sum(0)
+    plan, splits = split_planning.plan_gram(shape, *_machine(z), _types(inputs) + (("y_ptr", "fp32"),))
+    slices = _partials(z, splits, c + 1, c)
+    launch.run(plan, inputs | {"y_ptr": slices})
+
+    def summed_again(flag: Tensor) -> Tensor:
+        guarded = inputs | {"flag_ptr": flag}
+        plan, splits = split_planning.plan_gram_exact(shape, _types(guarded) + (("y_ptr", "fp64"),))
+        slices = _partials(z, splits, c + 1, c, dtype=torch.float64)
+        launch.run(plan, guarded | {"y_ptr": slices})
+        return slices
+
+    sums = slices.sum(0, dtype=torch.float64)
+    return center, *gram_check.checked(sums[-1], sums[:-1], weight, shape.gemm_m, z.dtype, summed_again)
 
 
 def gram_backward_finish(

@@ -1,6 +1,6 @@
 """The plans of sums of products over all pixels, which are split between programs: see `training_plan.py`.
 
-Each program leaves a slice of float32 partials; with a plan comes their number.
+Each program leaves a slice of partials, in float32 if not said otherwise; with a plan comes their number.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .training_plan import Types, _extents, _geometry, _has_wgmma, _power_of_two
 # tiles of the largest parts, so that the order of every sum, and with it a gradient, does not depend on the part.
 _SPLIT_PROGRAMS = 264
 _COLUMNS = 128  # a tile's, at most
+_EXACT_BLOCK, _EXACT_PIXELS = 32, 8  # channels of a float64 tile, and pixels of a step: 32 products a thread in flight
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,19 @@ def plan_gram(shape: ConvShape, dtype: str, arch: int, types: Types) -> tuple[La
     """The Gram matrix of x where the 1x1 convolution `shape` (K = C) reads it, and the number of slices of partials."""
     constants = {"C": shape.c, "STRIDE_H": shape.stride.h, "STRIDE_W": shape.stride.w}
     return _products("conv_gram", shape, dtype, arch, types, shape.c, shape.c, constants)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_gram_exact(shape: ConvShape, types: Types) -> tuple[LaunchPlan, int]:
+    """The same sums in float64, which a flag in the device's memory asks for, and the number of slices of them: no more
+    than there are programs, so that they are small beside any map that is worth splitting."""
+    tiles = (-(-shape.c // _EXACT_BLOCK)) ** 2
+    split = split_of(shape.gemm_m, tiles, _EXACT_PIXELS)
+    wide = _input_end(shape, split.splits * split.steps * split.block) >= _INT32_END
+    constants = {"C": shape.c, "STRIDE_H": shape.stride.h, "STRIDE_W": shape.stride.w}
+    constants |= {"BLOCK": _EXACT_BLOCK, "BLOCK_K": _EXACT_PIXELS, "WIDE": wide}
+    scalars = _extents(shape) | {"STEPS": split.steps}
+    return LaunchPlan("conv_gram_exact", dict(types), scalars, constants, tiles * split.splits, 8, 1), split.splits
 
 
 def _one_read_tile(c: int, k: int, dtype: str, arch: int) -> dict[str, int]:

@@ -11,10 +11,18 @@ the masked gradient g (P x K), `M = g^T a` and `b = sum_p g`:
 
 A norm does not see a constant, so all of it holds for `a - center` with any centre per channel, `mean` then being that
 of `(a - center) W^T`.  The centre removes the cancellation in channels whose mean is large against their deviation.
+
+**Filters nearly orthogonal to what their channels share.**  The variance of filter k cancels from
+`Q_k = sum_c w_kc^2 G_cc / P` where channels are correlated.  With `rho^2 = var_k / Q_k`, a convolution that sums in
+precision u leaves z, and whatever is computed from it, with a relative error of `u / rho`; a Gram matrix of relative
+accuracy u_G leaves var_k with `u_G / rho^2`, and `W G` in dW with `u_G / (u rho)` times the error of the stored path.
+In float64 either is far below the stored path's as long as rho is above 1e-9, in float32 it is not.  So total and gram
+are float64, and must be good to float64 wherever some var_k is small against its Q_k.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...shapes import output_extent
@@ -26,51 +34,75 @@ def _strided(size, stride: int) -> tuple[int, int]:
     return tuple(output_extent(extent, 1, stride, 0) for extent in size[2:])
 
 
-def _describe_gram(z, in_scale, in_shift, stride):
+def _pointwise(call: checks.Arguments, weight: Tensor, channels: int) -> int:
+    """The filters of a 1x1 convolution's weight."""
+    if weight.dim() != 4:
+        call.refuse(f"weight must be 4-D (K, {channels}, 1, 1), got {tuple(weight.shape)}")
+    call.floating("weight", weight, (weight.shape[0], channels, 1, 1))
+    return weight.shape[0]
+
+
+def _describe_gram(z, in_scale, in_shift, weight, stride):
     checks.feature_map("gram", "z", z)
     call = checks.Arguments("gram", "z", z)
-    channels, wide = z.shape[1], checks.wide_dtype(z)
+    channels, sums = z.shape[1], torch.float64
     call.prologue(channels, in_scale, in_shift)
+    if weight is not None:
+        _pointwise(call, weight, channels)
     call.at_least(1, stride=stride)
-    return [Output((channels,), wide), Output((channels,), wide), Output((channels, channels), wide)], {}
+    return [
+        Output((channels,), checks.wide_dtype(z)),
+        Output((channels,), sums),
+        Output((channels, channels), sums),
+    ], {}
 
 
 _gram = register(
-    "gram(Tensor z, Tensor? in_scale, Tensor? in_shift, int stride) -> (Tensor, Tensor, Tensor)", _describe_gram
+    "gram(Tensor z, Tensor? in_scale, Tensor? in_shift, Tensor? weight, int stride) -> (Tensor, Tensor, Tensor)",
+    _describe_gram,
 )
 
 
-def gram(z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+def gram(
+    z: Tensor, in_scale: Tensor | None, in_shift: Tensor | None, weight: Tensor | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sum and the Gram matrix of `a' = prologue(z) - center` at every `stride`-th pixel.
 
-    The centre is the mean of a first tile of pixels where that is more than four deviations from zero, else 0: there
-    the raw value is exact and the rounded difference is not.  a' is rounded to z's dtype.
+    The centre is the mean of a first tile of pixels; in 16 bits only where that is more than four deviations from zero,
+    else 0: there the raw value is exact and the rounded difference is not.  a' is rounded to z's dtype.
+
+    For the filters of `weight` the sums are as good as they need be: where the variance of one is small against what it
+    cancels from, all are summed in float64, and the quadratic form `W gram W^T` is right to 2^-50 of what it cancels
+    from.  Where none is, they may be float32 sums (bounded runs, added in a fixed order).  The reference always sums in
+    float64; the kernels by a rule of `fused_resnet.backends.gram_check`, which is applied on the device and waits for
+    nothing.  Of float64 maps, variances below 2^-50 of what they cancel from are lost.
 
     Args:
         z: (N, C, H, W), float16, bfloat16, float32 or float64.
         in_scale, in_shift: (C,) each, the norm prologue; or both None.
+        weight: (K, C, 1, 1) in any floating dtype, of the convolution whose norm the sums are for; None where they are
+            for nothing that cancels.
 
     Returns:
-        `(center, total, gram)`, wide: center (C,), representable in z's dtype; `total = sum_p a'` (C,);
-        `gram = sum_p a' a'^T` (C, C).
+        `(center, total, gram)`: center (C,), wide, representable in z's dtype; `total = sum_p a'` (C,) and
+        `gram = sum_p a' a'^T` (C, C) in float64.
     """
-    return _gram(z, in_scale, in_shift, stride)
+    return _gram(z, in_scale, in_shift, weight, stride)
 
 
 def _describe_gram_finalize(center, total, gram, count, weight, bn_weight, bn_bias, eps):
     call = checks.Arguments("gram_finalize", "gram", gram)
+    if center.dtype not in checks.WIDE:
+        call.refuse(f"center must be float32 or float64, got {center.dtype}")
     if gram.dim() != 2 or gram.dtype not in checks.WIDE:
         call.refuse(f"gram must be (C, C) in float32 or float64, got {tuple(gram.shape)} in {gram.dtype}")
     channels = gram.shape[0]
     call.floating("gram", gram, (channels, channels))
     call.vectors(channels, center=center, total=total)
     call.at_least(0, count=count)
-    if weight.dim() != 4:
-        call.refuse(f"weight must be 4-D (K, {channels}, 1, 1), got {tuple(weight.shape)}")
-    filters = weight.shape[0]
-    call.floating("weight", weight, (filters, channels, 1, 1))
+    filters = _pointwise(call, weight, channels)
     call.vectors(filters, bn_weight=bn_weight, bn_bias=bn_bias)
-    return [Output((filters,), gram.dtype)] * 5, {}
+    return [Output((filters,), center.dtype)] * 5, {}
 
 
 _gram_finalize = register(
@@ -103,7 +135,7 @@ def gram_finalize(
         bn_weight, bn_bias: (K,) of any floating dtype; None stands for ones and zeros.
 
     Returns:
-        `(mean, var, invstd, scale, shift)`, (K,) each, of gram's dtype.
+        `(mean, var, invstd, scale, shift)`, (K,) each, of center's dtype.
     """
     return _gram_finalize(center, total, gram, count, weight, bn_weight, bn_bias, eps)
 

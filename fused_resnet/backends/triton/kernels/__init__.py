@@ -5,6 +5,7 @@ from .pointwise import option_a_shortcut, scale_shift_act
 from .pool import global_avg_pool, max_pool
 from .training_dgrad import conv_dgrad, conv_gram_finish
 from .training_fprop import conv_bn_add_act, conv_stats
+from .training_gram_exact import conv_gram_exact
 from .training_one_read import conv_backward_1x1
 from .training_pointwise import (
     bn_act_backward,
@@ -31,6 +32,7 @@ KERNELS = {
     "conv_gram_finish": conv_gram_finish,
     "conv_wgrad": conv_wgrad,
     "conv_gram": conv_gram,
+    "conv_gram_exact": conv_gram_exact,
     "conv_backward_1x1": conv_backward_1x1,
     "channel_stats": channel_stats,
     "bn_add_act": bn_add_act,

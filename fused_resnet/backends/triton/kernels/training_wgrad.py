@@ -107,28 +107,31 @@ def center_of(
     z_ptr, in_scale, in_shift, rows, channel, H, W, P, Q,
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
 ):  # fmt: skip
-    """The mean of each channel over the first 128 pixels where it is beyond four deviations, as z's dtype has it.
-
-    Zero elsewhere: there the raw value is exact, and the rounded difference would not be."""
+    """The mean of each channel over the first 128 pixels, as z's dtype has it; in 16 bits zero where it is not beyond
+    four deviations: there the raw value is exact, and the rounded difference would not be."""
     FIRST: tl.constexpr = 128
+    BEYOND: tl.constexpr = 0.0 if z_ptr.dtype.element_ty == tl.float32 else 4.0
     row = tl.arange(0, FIRST)
     a, inside = sampled(z_ptr, in_scale, in_shift, row, rows, channel, H, W, P, Q, C, STRIDE_H, STRIDE_W)
     count = tl.sum((row < rows).to(tl.float32), axis=0)
     mean = tl.sum(a.to(tl.float32), axis=0) / count
     deviation = tl.where(inside, a.to(tl.float32) - mean[None, :], 0.0)
     std = tl.sqrt_rn(tl.sum(deviation * deviation, axis=0) / count)
-    return tl.where(tl.abs(mean) > 4.0 * std, mean, 0.0).to(z_ptr.dtype.element_ty).to(tl.float32)
+    return tl.where(tl.abs(mean) > BEYOND * std, mean, 0.0).to(z_ptr.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=_EXTENTS)
 def conv_gram(
-    z_ptr, in_scale_ptr, in_shift_ptr, center_ptr, y_ptr, total_ptr, N, H, W, P, Q, STEPS,
+    z_ptr, in_scale_ptr, in_shift_ptr, center_ptr, y_ptr, N, H, W, P, Q, STEPS,
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (splits, C, C): a^T a of a = prologue(z) - center at every STRIDE-th pixel of z (N, H, W, C), P x Q an image;
-    total (splits, C): the sums of a.  A split is STEPS * BLOCK_K pixels.
+    """y (splits, C + 1, C): the rows of a^T a of a = prologue(z) - center at every STRIDE-th pixel of z (N, H, W, C),
+    P x Q an image, and behind them the sums of a.  A split is STEPS * BLOCK_K pixels.
+
+    The products of each step are summed by themselves, and then added to those before: an accumulator that ran over all
+    pixels would err in proportion to their number (tensor cores truncate).
 
     center (C,) is written: every program finds the same one from the first 128 pixels, and needs no launch before.
     Both operands are transformed, so that the right one passes through shared memory behind a wait for the products
@@ -149,7 +152,7 @@ def conv_gram(
     right_center = center_of(z_ptr, right_scale, right_shift, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float64)
     tl.assume(STEPS > 0)
     for step in range(STEPS):
         row = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -157,14 +160,14 @@ def conv_gram(
         a = centered(a, left_center, inside)
         b, inside = sampled(z_ptr, right_scale, right_shift, row, rows, right, H, W, P, Q, C, STRIDE_H, STRIDE_W)
         b = centered(b, right_center, inside)
-        acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-        total += tl.sum(a.to(tl.float32), axis=0)
+        acc += tl.dot(tl.trans(a), b, input_precision=PRECISION)
+        total += tl.sum(a.to(tl.float32), axis=0).to(tl.float64)
 
-    slice_ptr = y_ptr + split.to(tl.int64) * (C * C)
+    slice_ptr = y_ptr + split.to(tl.int64) * ((C + 1) * C)
     left_inside = left < C
     mask = left_inside[:, None] & (right < C)[None, :]
     tl.store(slice_ptr + (left * C)[:, None] + right[None, :], acc, mask=mask)
     if tile_n == 0:
-        tl.store(total_ptr + split * C + left, total, mask=left_inside)
+        tl.store(slice_ptr + C * C + left, total, mask=left_inside)
         if split == 0:
             tl.store(center_ptr + left, left_center, mask=left_inside)
