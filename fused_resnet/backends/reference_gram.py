@@ -15,7 +15,6 @@ from .reference_parts import (
     normalizing,
     prologue,
     rows,
-    summed_products,
     wide_dtype,
 )
 
@@ -39,12 +38,17 @@ def gram(
     beyond = 0 if z.dtype == wide_dtype(z) else CENTERED_BEYOND
     center = torch.where(mean.abs() > beyond * var.sqrt(), mean, 0).to(z.dtype)
     a = _centered(sampled, in_scale, in_shift, center, 1)
-    total, gram = a.new_zeros(a.shape[1], dtype=torch.float64), a.new_zeros(2 * a.shape[1:2], dtype=torch.float64)
-    for part in rows(a).split(max(1, DOUBLES_AT_ONCE // a.shape[1])):
-        part = part.double()
-        total += part.sum(0)
-        gram.addmm_(part.T, part)
-    return center.to(wide_dtype(z)), total, gram
+    flat = rows(a)
+    return center.to(wide_dtype(z)), flat.sum(0, dtype=torch.float64), _products(flat, flat)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """`left^T right` of two (pixels, channels) matrices in float64, of which few pixels at a time are copies."""
+    products = left.new_zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+    run = max(1, DOUBLES_AT_ONCE // max(left.shape[1], right.shape[1]))
+    for a, b in zip(left.split(run), right.split(run), strict=True):
+        products.addmm_(a.double().T, b.double())
+    return products
 
 
 def gram_finalize(
@@ -100,7 +104,8 @@ def gram_products(
     a = _centered(z, in_scale, in_shift, center, stride)
     n, c, p, q = a.shape
     t = (g @ weight.to(g.dtype)).to(z.dtype).view(n, p, q, c).permute(0, 3, 1, 2)
-    return summed_products(g, rows(a)), g.sum(0), t
+    # what the filters' gradient and its norm's make of the products cancels as the variance does
+    return _products(g, rows(a)).to(g.dtype), g.sum(0, dtype=torch.float64).to(g.dtype), t
 
 
 def gram_backward_finish(

@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRODUCT_RUN = 64  # pixels
-RUNS_AT_ONCE = 64
-
 
 def shortcut(residual: Tensor, out_channels: int, stride: int) -> Tensor:
     """The residual as it is added: itself, or option A of it where channels or stride differ."""
@@ -74,15 +71,6 @@ def masked_sums(g: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over pixels of g and of `g * (z - mean)`, (C,) each, wide."""
     flat = rows(g)
     return flat.sum(0), (flat * (rows(z) - mean.to(flat.dtype))).sum(0)
-
-
-def summed_products(left: Tensor, right: Tensor) -> Tensor:
-    """`left^T right` of two (pixels, channels) matrices."""
-    # A float32 product over all pixels accumulates an error that grows with their number; the runs' sums hardly do.
-    full = len(left) // PRODUCT_RUN * PRODUCT_RUN
-    runs = (matrix[:full].unflatten(0, (-1, PRODUCT_RUN)).split(RUNS_AT_ONCE) for matrix in (left, right))
-    products = [torch.bmm(a.transpose(1, 2), b).sum(0) for a, b in zip(*runs, strict=True)]
-    return torch.stack([*products, left[full:].T @ right[full:]]).sum(0)
 
 
 def merge(partials: Tensor) -> tuple[Tensor, Tensor, Tensor]:

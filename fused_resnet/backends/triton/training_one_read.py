@@ -6,6 +6,7 @@ tensors reach a kernel and partials are summed: `training.py`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...shapes import ConvShape, pair
@@ -81,4 +82,6 @@ def _one_read(
     slices = _partials(g, splits, shape.k, shape.c)
     total = _partials(g, splits, shape.k) if totals else None
     launch.run(plan, tensors | {"slices_ptr": slices, "total_ptr": total})
-    return slices.sum(0), None if total is None else total.sum(0), y
+    # of float32 maps, what is made of the products may cancel as a variance does (`gram_check`)
+    products = slices.sum(0) if g.dtype != torch.float32 else slices.sum(0, dtype=torch.float64).float()
+    return products, None if total is None else total.sum(0), y
