@@ -70,6 +70,8 @@ PYBIND11_MODULE(_C, module) {
     kernels.add("conv1x1_stats", launch::conv1x1_stats, "z = conv1x1(x), and count, mean and M2 of it", hopper);
     kernels.add("conv1x1_products", launch::conv1x1_products, "g^T a and g weight from one read of g", hopper);
     kernels.add("conv1x1_gram", launch::conv1x1_gram, "the sum and the Gram matrix of activations", hopper);
+    kernels.add("conv1x1_gram_exact", launch::conv1x1_gram_exact, "the same in float64, where a flag asks for it",
+                hopper);
     kernels.add("conv1x1_gram_finish", launch::conv1x1_gram_finish,
                 "g = t + a quadratic + constant, masked, and its sums", hopper);
     kernels.add("conv1x1_dgrad", launch::conv1x1_dgrad, "the gradient of conv1x1's input, masked", hopper);
@@ -86,6 +88,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("conv1x1_split_tiles", launch::conv1x1_split_tiles, "Tiles that blocks of conv1x1_act share.");
     module.def("conv1x1_splits", launch::conv1x1_splits, "How many blocks should share a tile on the current GPU.");
     module.def("conv1x1_gram_rows", launch::conv1x1_gram_rows, "Rows of conv1x1_gram's partials.");
+    module.def("conv1x1_gram_exact_rows", launch::conv1x1_gram_exact_rows, "Rows of conv1x1_gram_exact's partials.");
     module.def("conv1x1_gram_finish_rows", launch::conv1x1_gram_finish_rows, "Rows of conv1x1_gram_finish's partials.");
     module.def("conv1x1_dgrad_partial_rows", launch::conv1x1_dgrad_partial_rows, "Rows of conv1x1_dgrad's partials.");
     module.def("conv1x1_wgrad_splits", launch::conv1x1_wgrad_splits, "Splits that fill the current GPU.");

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fused_resnet
 from fused_resnet.autograd import pointwise_tail, shortcut
 from fused_resnet.autograd.norm import Affine
-from fused_resnet.backends import gram_check, reference
+from fused_resnet.backends import cuda, gram_check, reference
 
+from . import emulated
+from .emulated_extension import EmulatedExtension, install
 from .twins import ABSENT, torchvision
 
 needs_torchvision = pytest.mark.skipif(torchvision is None, reason=ABSENT)
@@ -286,3 +288,30 @@ def test_triton_sums_again_where_the_flag_is_raised(spread, raised):
     tolerance = {"rtol": 1e-13 if raised else 1e-5, "atol": 1e-10 if raised else 1e-4}
     torch.testing.assert_close(total, a.sum(0), **tolerance)
     torch.testing.assert_close(gram, a.T @ a, **tolerance)
+
+
+# ---- the CUDA kernels, emulated ----
+
+
+@emulated.needs_compiler
+@each([Draw(8, 1.0, F16), Draw(10, 0.01, F16, factors=3, stride=2), Draw(13, 0.003, BF16, factors=2)])
+def test_cuda(draw, monkeypatch):
+    guards = install(monkeypatch, EmulatedExtension(seed=1, blocks=3))
+    with flags() as seen:
+        check(cuda, draw)
+    assert seen[0].tolist() == [int(draw.spread < 1)]
+    guards.check()
+
+
+@emulated.needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cuda_sums_again_to_float64_and_to_equal_bits(stride, monkeypatch):
+    problem = drawn(Draw(5, 0.003, F16, channels=72, offset=20.0))
+    monkeypatch.setitem(gram_check.LEAST_KEPT, F16, 2.0)
+    for extension in (EmulatedExtension(), EmulatedExtension(seed=3, workers=2)):
+        guards = install(monkeypatch, extension)
+        center, total, gram = cuda.gram(problem.x, None, None, problem.weight, stride)
+        guards.check()
+        a = (problem.x[:, :, ::stride, ::stride].permute(0, 2, 3, 1).reshape(-1, 72).float() - center).half().double()
+        torch.testing.assert_close(total, a.sum(0), rtol=1e-13, atol=1e-10)
+        torch.testing.assert_close(gram, a.T @ a, rtol=1e-13, atol=1e-10)

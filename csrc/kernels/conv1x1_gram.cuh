@@ -47,9 +47,12 @@ DEVICE void multiply(float (&g)[V::kAccumulators], int row_use, int column_use, 
     wgmma_commit();
 }
 
+// Adds a run of products to the row of partials: an accumulator that ran over all pixels would err in proportion to
+// their number, since tensor cores truncate. What the first run writes, later ones add to, in L2: registers have no
+// room for both.
 template <class V>
-DEVICE void write_products(const float (&g)[V::kAccumulators], const Arguments& arguments, const Share& share,
-                           int consumer, int warp) {
+DEVICE void add_products(float (&g)[V::kAccumulators], const Arguments& arguments, const Share& share, int consumer,
+                         int warp, bool is_first) {
     int channels = arguments.problem.channels;
     float* to = arguments.partials + share.slot * (int64_t{channels} + 1) * channels;
 #pragma unroll
@@ -57,7 +60,10 @@ DEVICE void write_products(const float (&g)[V::kAccumulators], const Arguments& 
         int row = share.first_row + consumer * 64 + warp * 16 + lane_index() / 4 + i / 2 % 2 * 8;
         int column = share.first_column + i / 4 * 8 + lane_index() % 4 * 2;
         if (row >= channels || column >= channels) continue;
-        store_to(to + int64_t{row} * channels + column, Floats2{{g[i], g[i + 1]}});
+        float* pair = to + int64_t{row} * channels + column;
+        Floats2 before = is_first ? Floats2{} : load_pair(pair);
+        store_to(pair, Floats2{{before.value[0] + g[i], before.value[1] + g[i + 1]}});
+        g[i] = g[i + 1] = 0.0f;
     }
 }
 
@@ -98,26 +104,32 @@ DEVICE void consume(const Parameters& parameters, int consumer) {
     find_centers(rows, columns, arguments, operands, thread);
     float g[V::kAccumulators] = {};
     Floats8 sum = {}, unused = {};
+    int tile = share.slot;
 #pragma unroll 1
-    for (int tile = share.slot; tile < tiles.count(); tile += share.slots, use += operands) {
-        Box box = tiles.first(tile);
-        int column_use = use + operands - 1;
-        await<V>(use);
-        make_activations(rows, arguments, box, use, sum);
-        if (!share.is_diagonal()) {
-            await<V>(column_use);
-            make_activations(columns, arguments, box, column_use, unused);
+    do {
+        int first = tile, end = tile + kRunTiles * share.slots;
+#pragma unroll 1
+        for (; tile < tiles.count() && tile < end; tile += share.slots, use += operands) {
+            Box box = tiles.first(tile);
+            int column_use = use + operands - 1;
+            await<V>(use);
+            make_activations(rows, arguments, box, use, sum);
+            if (!share.is_diagonal()) {
+                await<V>(column_use);
+                make_activations(columns, arguments, box, column_use, unused);
+            }
+            fence_proxy_async();
+            named_barrier_sync(kConsumerBarrier, kConsumerThreads);
+            if (has_rows) multiply<V>(g, use, column_use, consumer);
+            if (tile == first) continue;
+            wgmma_wait<1>();
+            for (int before = use - operands; before < use; ++before) release<V>(before);
         }
-        fence_proxy_async();
-        named_barrier_sync(kConsumerBarrier, kConsumerThreads);
-        if (has_rows) multiply<V>(g, use, column_use, consumer);
-        if (tile == share.slot) continue;
-        wgmma_wait<1>();
-        for (int before = use - operands; before < use; ++before) release<V>(before);
-    }
-    wgmma_wait<0>();
-    settled(g);
-    if (has_rows) write_products<V>(g, arguments, share, consumer, thread % kWarpgroup / 32);
+        wgmma_wait<0>();
+        settled(g);
+        for (int last = use - operands; last < use; ++last) release<V>(last);
+        if (has_rows) add_products<V>(g, arguments, share, consumer, thread % kWarpgroup / 32, first == share.slot);
+    } while (tile < tiles.count());
     if (share.is_diagonal()) write_vectors(rows, sum, arguments, share, thread);
 }
 

@@ -16,6 +16,8 @@ constexpr int kConsumerWarps = kConsumers * kWarps;
 constexpr int kThreads = kWarpgroup + kConsumerThreads;
 constexpr int kConsumerBarrier = 1;  // named; 0 is cta_sync
 
+constexpr int kRunTiles = 4;  // of products in one accumulator: 512 pixels
+
 constexpr float kCenteredBeyond = 4;  // deviations: nearer to zero z is exact, and the rounded difference is not
 
 struct Problem {

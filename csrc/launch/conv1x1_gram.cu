@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/conv1x1_gram.cuh"
+#include "kernels/conv1x1_gram_exact.cuh"
 #include "kernels/conv1x1_gram_sum.cuh"
 #include "launch/conv1x1_gram.h"
 #include "launch/hopper.h"
@@ -78,6 +79,41 @@ void conv1x1_gram(Pointer z, Pointer in_scale, Pointer in_shift, Pointer center,
         sums.block = kChannels;
     });
     run<SumGram>(call, sum_gram_kernel, sums, sums.blocks(), kSumThreads, RowSums::kBytes, stream);
+}
+
+void conv1x1_gram_exact(Pointer z, Pointer in_scale, Pointer in_shift, Pointer center, Pointer flag, Pointer partials,
+                        int64_t rows, int element_type, int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride,
+                        Pointer stream) {
+    Call call("conv1x1_gram_exact", {n, h, w, c});
+    make_problem(call, n, h, w, c, stride);
+    call.require((in_scale == 0) == (in_shift == 0), "one of in_scale and in_shift is missing");
+    call.require(flag != 0, "flag is missing");
+    call.rows("partials", rows, c * (c + 1));
+    ::conv1x1_gram_exact::Problem problem = {reinterpret_cast<const int*>(flag),
+                                             call.aligned<const uint16_t>("z", z),
+                                             {call.aligned_or_null<const float>("in_scale", in_scale),
+                                              call.aligned_or_null<const float>("in_shift", in_shift)},
+                                             call.aligned<const float>("center", center),
+                                             call.aligned<double>("partials", partials),
+                                             as_int(n),
+                                             as_int(h),
+                                             as_int(w),
+                                             as_int(c),
+                                             as_int(stride),
+                                             as_int(rows)};
+    with_element_type(call, element_type, [&]<ElementType kType>() {
+        run<::conv1x1_gram_exact::Problem>(call, ::conv1x1_gram_exact::gram_exact_kernel<kType>, problem,
+                                           problem.blocks(), ::conv1x1_gram_exact::kThreads,
+                                           ::conv1x1_gram_exact::kSharedBytes, stream);
+    });
+}
+
+int64_t conv1x1_gram_exact_rows(int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride) {
+    namespace exact = ::conv1x1_gram_exact;
+    make_problem(Call("conv1x1_gram_exact_rows", {n, h, w, c}), n, h, w, c, stride);
+    exact::Problem problem = {nullptr,   nullptr,   {},        nullptr,        nullptr, as_int(n),
+                              as_int(h), as_int(w), as_int(c), as_int(stride), 1};
+    return std::clamp(exact::kBlocksWanted / problem.blocks(), 1, problem.groups());
 }
 
 int64_t conv1x1_gram_rows(int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride) {

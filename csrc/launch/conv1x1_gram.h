@@ -18,6 +18,17 @@ void conv1x1_gram(Pointer z, Pointer in_scale, Pointer in_shift, Pointer center,
                   Pointer partials, int64_t rows, int element_type, int64_t n, int64_t h, int64_t w, int64_t c,
                   int64_t stride, Pointer stream);
 
+// The same sums of a about the center that conv1x1_gram found, in float64, if flag (1) int32 is not 0; nothing if it
+// is.
+//
+//   partials   (rows, c + 1, c) float64: of a share of the pixels the rows of a^T a, and behind them the sum of a; at
+//              least one row, and conv1x1_gram_exact_rows is best
+void conv1x1_gram_exact(Pointer z, Pointer in_scale, Pointer in_shift, Pointer center, Pointer flag, Pointer partials,
+                        int64_t rows, int element_type, int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride,
+                        Pointer stream);
+
+int64_t conv1x1_gram_exact_rows(int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride);
+
 int64_t conv1x1_gram_rows(int64_t n, int64_t h, int64_t w, int64_t c, int64_t stride);
 
 }  // namespace launch

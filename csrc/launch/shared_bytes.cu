@@ -1,6 +1,7 @@
 #include "kernels/bottleneck_inference_plan.cuh"
 #include "kernels/conv1x1_backward_plan.cuh"
 #include "kernels/conv1x1_dgrad_plan.cuh"
+#include "kernels/conv1x1_gram_exact.cuh"
 #include "kernels/conv1x1_gram_finish_plan.cuh"
 #include "kernels/conv1x1_gram_plan.cuh"
 #include "kernels/conv1x1_plan.cuh"
@@ -144,6 +145,7 @@ std::map<std::string, int> shared_bytes() {
     add_conv1x1_products<128, true>(bytes);
     add_conv1x1_gram<64>(bytes);
     add_conv1x1_gram<128>(bytes);
+    bytes["gram_exact_kernel"] = conv1x1_gram_exact::kSharedBytes;
     bytes["sum_gram_kernel"] = conv1x1_gram::RowSums::kBytes;
     add_conv1x1_backward(bytes);
     add_bottlenecks(bytes);

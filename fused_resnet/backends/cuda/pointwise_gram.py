@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...shapes import output_extent
+from .. import gram_check
 from ..reference_gram import gram_finalize
 from .launch import ask, dense_nhwc, floats_like, map_like, nhwc, run, vector
 from .training import sums_of
@@ -26,7 +28,17 @@ def gram(
     partials = floats_like(z, rows, c + 1, c)
     run("conv1x1_gram", z, vector(in_scale), vector(in_shift), *outputs, partials, rows, z.dtype, *extents)
     center, total, products = outputs
-    return center, total.double(), products.double()
+
+    def summed_again(flag: Tensor) -> Tensor:
+        rows = ask("conv1x1_gram_exact_rows", z, *extents)
+        slices = floats_like(z, rows, c + 1, c, 2).view(torch.float64).squeeze(-1)
+        given = (z, vector(in_scale), vector(in_shift), center, flag, slices)
+        run("conv1x1_gram_exact", *given, rows, z.dtype, *extents)
+        return slices
+
+    count = z.shape[0] * output_extent(z.shape[2], 1, stride, 0) * output_extent(z.shape[3], 1, stride, 0)
+    checked = gram_check.checked(total.double(), products.double(), weight, count, z.dtype, summed_again)
+    return center, *checked
 
 
 def gram_backward_finish(
