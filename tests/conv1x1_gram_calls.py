@@ -104,3 +104,28 @@ def check(library: ctypes.CDLL, case: Case) -> None:
     atol = 1e-5 * len(a) ** 0.5
     torch.testing.assert_close(total.double(), a.sum(0), rtol=1e-5, atol=atol)
     torch.testing.assert_close(gram.double(), a.T @ a, rtol=1e-5, atol=atol)
+
+
+def run_exact(library: ctypes.CDLL, case: Case, inputs: Inputs, center: Tensor, flag: int | None) -> Tensor:
+    """The slices of conv1x1_gram_exact, (rows, C + 1, C) float64, NaN where it wrote nothing."""
+    partials, buffer = guarded((case.rows, case.c + 1, case.c), torch.float64)
+    raised = None if flag is None else torch.tensor([flag], dtype=torch.int32)
+    emulated.call(
+        library.run_conv1x1_gram_exact, inputs.z, inputs.in_scale, inputs.in_shift, center, raised, partials,
+        case.rows, ELEMENT_TYPES[case.dtype], *case.sizes, case.seed, case.workers,
+    )  # fmt: skip
+    assert_guard_intact(buffer)
+    return partials
+
+
+def check_exact(library: ctypes.CDLL, case: Case) -> None:
+    """To float64's rounding where the flag is raised, and nothing at all where it is not."""
+    inputs = draw(case)
+    a = activations(case, inputs)
+    std, mean = torch.std_mean(a.double(), dim=0, correction=0)
+    center = torch.where(mean.abs() > 4 * std, mean, 0).to(case.dtype).float()
+    a = (a.float() - center).to(case.dtype).double()
+    slices = run_exact(library, case, inputs, center, 1)
+    torch.testing.assert_close(slices[:, -1].sum(0), a.sum(0), rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(slices[:, :-1].sum(0), a.T @ a, rtol=1e-12, atol=1e-10)
+    assert run_exact(library, case, inputs, center, 0).isnan().all()

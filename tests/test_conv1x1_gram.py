@@ -168,6 +168,22 @@ def test_gram_refuses_in_words(library, name):
         conv1x1_gram_calls.run(library, case, inputs)
 
 
+EXACT_REFUSED = {
+    "12 channels": (Case(1, 4, 4, 12), {}, 1, "z has 12 channels, and the kernel takes multiples of 8"),
+    "stride": (Case(1, 4, 4, 64, stride=3), {}, 1, "stride 3 is neither 1 nor 2"),
+    "norm": (Case(1, 4, 4, 64), {"in_shift": None}, 1, "one of in_scale and in_shift is missing"),
+    "flag": (Case(1, 4, 4, 64), {}, None, "flag is missing"),
+}
+
+
+@pytest.mark.parametrize("name", EXACT_REFUSED)
+def test_exact_sums_refuse_in_words(library, name):
+    case, changes, flag, reason = EXACT_REFUSED[name]
+    inputs = dataclasses.replace(conv1x1_gram_calls.draw(case), **changes)
+    with pytest.raises(EmulationError, match=r"ValueError: conv1x1_gram_exact of \(1, 4, 4, .*" + reason):
+        conv1x1_gram_calls.run_exact(library, case, inputs, torch.zeros(case.c), flag)
+
+
 FINISH_REFUSED = {
     "12 channels": (FinishCase(1, 4, 4, 12), {}, "z has 12 channels, and the kernel takes multiples of 8"),
     "rows": (FinishCase(1, 4, 4, 64, rows=2), {}, "partials has 2 rows for 1 pairs of tiles"),

@@ -12,6 +12,7 @@ CENTERED, SUMS = "kernels/centered_activations.cuh", "kernels/pixel_sums.cuh"
 PLAN, LOAD, ACTIVATIONS, SUM, GRAM = (
     f"kernels/conv1x1_gram{part}.cuh" for part in ("_plan", "_load", "_activations", "_sum", "")
 )
+EXACT = "kernels/conv1x1_gram_exact.cuh"
 FINISH_PLAN, FINISH_LOAD, MULTIPLY, FINISH = (
     f"kernels/conv1x1_gram_finish{part}.cuh" for part in ("_plan", "_load", "_multiply", "")
 )
@@ -23,6 +24,10 @@ GRAM_CASES = [
     conv1x1_gram_calls.Case(1, 29, 25, 72, stride=2, dtype=torch.float16, prologue=False, offset=30, rows=1),
     conv1x1_gram_calls.Case(1, 65, 65, 8, rows=33),
     conv1x1_gram_calls.Case(2, 13, 11, 136, offset=30, rows=2),
+]
+EXACT_CASES = [
+    conv1x1_gram_calls.Case(1, 9, 7, 40, stride=2, dtype=torch.float16, prologue=False, offset=30, rows=1),
+    conv1x1_gram_calls.Case(2, 13, 11, 72, offset=30, rows=3, seed=3),
 ]
 FINISH_CASES = [
     conv1x1_gram_finish_calls.Case(3, 13, 11, 72, dtype=torch.float16, prologue=False, seed=3),
@@ -140,6 +145,38 @@ FINISH_FAULTS = [
     Fault("no barrier after the set-up", FINISH, "cta_sync();", ""),
     Fault("all shares in one row", FINISH, "share.slot * int64_t{2} * channels", "0"),
 ]
+EXACT_FAULTS = [
+    Fault("summed whatever the flag says", EXACT, "if (load_from<int>(problem.flag) == 0) return;", ""),
+    Fault("strided rows taken for dense ones", EXACT, "line * stride", "line"),
+    Fault("strided columns taken for dense ones", EXACT, "column * stride", "column"),
+    Fault("pixels beyond the last", EXACT, "at < problem.pixels()", "true"),
+    Fault("columns for rows", EXACT, "operand == 0 ? first_row : first_column", "first_row"),
+    Fault(
+        "no barrier before the products",
+        EXACT,
+        "cta_sync();\n        multiply(sums, row, column);",
+        "multiply(sums, row, column);",
+    ),
+    Fault(
+        "overwritten while it is read",
+        EXACT,
+        "multiply(sums, row, column);\n        cta_sync();",
+        "multiply(sums, row, column);",
+    ),
+    Fault("a share's groups next to each other", EXACT, "group += problem.rows", "++group"),
+    Fault("all shares in one row", EXACT, "slot * (channels + 1) * channels", "0"),
+    Fault(
+        "sums in float32",
+        EXACT,
+        "sums.g[i][j] += double{a.value[i]} * double{b.value[j]};",
+        "sums.g[i][j] = static_cast<float>(sums.g[i][j] + double{a.value[i]} * double{b.value[j]});",
+    ),
+    Fault(
+        "totals of the columns", EXACT, "sums.total[i] += double{a.value[i]};", "sums.total[i] += double{b.value[i]};"
+    ),
+    Fault("centre forgotten", EXACT, "activations::centered<kType>(a.word[pair], norm)", "a.word[pair]"),
+    Fault("a chunk's second half lost", EXACT, "to + sizeof(Floats4)", "to"),
+]
 # Operands in registers are read when wgmma is issued, on a GPU until it is complete.
 UNSEEN = [
     Fault(
@@ -153,18 +190,29 @@ def _check_gram(library):
         conv1x1_gram_calls.check(library, case)
 
 
+def _check_exact(library):
+    for case in EXACT_CASES:
+        conv1x1_gram_calls.check_exact(library, case)
+
+
 def _check_finish(library):
     for case in FINISH_CASES:
         conv1x1_gram_finish_calls.check(library, case)
 
 
 GRAM_KERNEL = Kernel("conv1x1_gram", _check_gram, GRAM_FAULTS, "-w")
+EXACT_KERNEL = Kernel("conv1x1_gram", _check_exact, EXACT_FAULTS, "-w")
 FINISH_KERNEL = Kernel("conv1x1_gram_finish", _check_finish, FINISH_FAULTS + UNSEEN, "-w")
 
 
 @pytest.mark.parametrize("fault", GRAM_FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_noticed(fault):
     assert GRAM_KERNEL.outcome(fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
+
+
+@pytest.mark.parametrize("fault", EXACT_FAULTS, ids=lambda fault: fault.name)
+def test_fault_in_the_exact_sums_is_noticed(fault):
+    assert EXACT_KERNEL.outcome(fault) != "", f"no case noticed {fault.faulty!r} for {fault.sound!r}"
 
 
 @pytest.mark.parametrize("fault", FINISH_FAULTS, ids=lambda fault: fault.name)
@@ -178,7 +226,7 @@ def test_fault_that_cannot_be_seen(fault):
     assert FINISH_KERNEL.outcome(fault) == ""
 
 
-@pytest.mark.parametrize("kernel", [GRAM_KERNEL, FINISH_KERNEL], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [GRAM_KERNEL, EXACT_KERNEL, FINISH_KERNEL], ids=("gram", "exact", "finish"))
 def test_nothing_is_noticed_where_nothing_is_planted(kernel):
     """With every switch off, the sources with the faults in them are the sound kernel."""
     assert set(kernel.sound()) == {""}
