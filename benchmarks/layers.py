@@ -11,6 +11,7 @@ Exit status: 0; 1 when one of our rows failed or differs from eager; 2 when an a
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -195,11 +196,13 @@ def run(options: argparse.Namespace, progress: Callable[[float, str], None]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, backend = torch.backends.cudnn.benchmark, dispatch.current()
     try:
         torch.backends.cudnn.benchmark = True
-        # The context restores the backend that was asked for; each row sets its own on the way.
-        with use_backend(dispatch.current()), _report.Progress("layers", options.quiet) as bar, torch.inference_mode():
+        with ExitStack() as left, _report.Progress("layers", options.quiet) as bar, torch.inference_mode():
+            # Each row asks for its own backend on the way, before it is timed.
+            use_backend(backend)
+            left.callback(use_backend, backend)
             document = run(options, bar.update)
     except (ValueError, BackendError) as error:
         print(f"benchmarks.layers: {error}", file=sys.stderr)

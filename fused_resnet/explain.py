@@ -39,7 +39,8 @@ def explain(model: nn.Module, input: Tensor) -> Explanation:
     """What `model(input)` would do, part by part: fused or unfused, on which backend, and the reason.
 
     The model runs once on the input, in the caller's grad mode and with the caller's backend; in training mode a deep
-    copy runs, so that running statistics stay as they are.  Hooks on the model fire.
+    copy runs, so that running statistics stay as they are.  Hooks on the model fire.  Only what this call decides is
+    told, not what other threads decide meanwhile; of a compiled model, what it would do uncompiled.
 
     Args:
         model: a model or block of `fused_resnet`, frozen or live, or any module that contains some.
@@ -49,10 +50,12 @@ def explain(model: nn.Module, input: Tensor) -> Explanation:
         An `Explanation`, whose `rows` name each part; print it for a table.
     """
     names = {module: name or "(model)" for name, module in model.named_modules()}
-    subject = model
+    # torch.compile's own module, which has the model inside; compiled code tells nothing
+    subject = getattr(model, "_orig_mod", model)
     if any(module.training for module in model.modules()):
-        subject = copy.deepcopy(model)
-        names = {module: name or "(model)" for name, module in subject.named_modules()}
+        copied = copy.deepcopy(model)
+        names = {module: name or "(model)" for name, module in copied.named_modules()}
+        subject = getattr(copied, "_orig_mod", copied)
     with recording() as decisions:
         subject(input)
     return Explanation(list(_rows(decisions, names)))

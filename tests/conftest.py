@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 import hypothesis
 import pytest
 
+import fused_resnet
 from fused_resnet.ops import dispatch
 
 hypothesis.settings.register_profile("local", deadline=None)
@@ -34,7 +35,7 @@ def defaults(monkeypatch):
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
     torch.backends.cudnn.allow_tf32 = tf32
-    dispatch.use_backend(backend)
+    fused_resnet.use_backend(backend)
     torch.set_grad_enabled(grad)
     torch.set_default_dtype(dtype)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import ops
+from fused_resnet.ops import dispatch
 
 
 class AllOps(nn.Module):
@@ -61,6 +62,34 @@ def test_a_compiled_model_keeps_its_fused_ops():
     with torch.no_grad():
         torch.compile(model, fullgraph=True, backend=capture)(image)
     assert len(graphs) == 1 and graphs[0].count(FUSED) == 19  # 16 in the blocks and 3 projections
+
+
+def test_explaining_and_recording_leave_a_compiled_model_as_it_is():
+    """Compiled code tells nobody what it decides: it would be compiled again for each listener, in any thread."""
+    model, image = model_and_image("cifar_resnet20")
+    compiled_times = []
+
+    def count(graph, inputs):
+        compiled_times.append(graph)
+        return graph
+
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend=count)
+        compiled(image)
+        with dispatch.recording(), fused_resnet.use_backend("reference"):
+            compiled(image)
+        rows = fused_resnet.explain(compiled, image).rows
+        assert [row.name.removeprefix("_orig_mod.") for row in rows] == [
+            row.name for row in fused_resnet.explain(model, image).rows
+        ]
+    assert {row.backend for row in rows} == {"onednn"} and len(compiled_times) == 1
+
+
+def test_compiles_training_without_a_graph_break_whatever_is_asked_for():
+    model, image = model_and_image("cifar_resnet20")
+    with fused_resnet.use_backend("reference"):
+        torch.compile(model.train(), fullgraph=True, backend="aot_eager")(image).sum().backward()
+    assert model.conv1.weight.grad is not None
 
 
 def test_compiles_with_dynamic_sizes():

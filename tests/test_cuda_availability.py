@@ -13,7 +13,7 @@ from fused_resnet.backends import cuda as backend
 from fused_resnet.backends import reference
 from fused_resnet.backends.cuda import availability
 from fused_resnet.errors import BackendError
-from fused_resnet.ops import dispatch
+from fused_resnet.ops import asked, dispatch
 
 from .test_cuda_backend import MISALIGNED, nhwc
 
@@ -193,7 +193,7 @@ def test_nothing_is_proven_yet_and_so_auto_takes_nothing():
 
 def test_by_name_it_runs_or_raises_and_trains(hopper):
     hopper.setattr(dispatch, "_available", lambda name: backend)
-    hopper.setattr(dispatch, "_requested", "cuda")
+    hopper.setattr(asked, "_process", "cuda")
     assert dispatch.choose("bn_add_act", OnGpu(nhwc(2, 8, 4, 4)))[0] == "cuda"
     with pytest.raises(BackendError, match="'cuda' cannot run gram: its gram takes float16 and bfloat16, got float32"):
         dispatch.choose("gram", OnGpu(nhwc(2, 8, 4, 4, dtype=torch.float32)))

@@ -11,7 +11,7 @@ from fused_resnet.backends import cuda, reference
 from fused_resnet.backends.cuda import availability
 from fused_resnet.blocks import BasicBlock, Bottleneck
 from fused_resnet.models.resnet import ResNet
-from fused_resnet.ops import dispatch, training
+from fused_resnet.ops import asked, dispatch, training
 
 from .emulated import needs_compiler
 from .emulated_extension import EmulatedExtension, install
@@ -30,7 +30,7 @@ def by_name(monkeypatch):
         return None if reason and "need a CUDA tensor" in reason else reason
 
     def ask_for(backend) -> None:
-        monkeypatch.setattr(dispatch, "_requested", backend.__name__.rpartition(".")[2])
+        monkeypatch.setattr(asked, "_process", backend.__name__.rpartition(".")[2])
         monkeypatch.setattr(dispatch, "_available", lambda _: backend)
 
     monkeypatch.setattr(cuda, "unsupported_reason", unsupported_reason)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fused_resnet import stem
 from fused_resnet.backends import cuda, reference
-from fused_resnet.ops import dispatch
+from fused_resnet.ops import asked, dispatch
 
 from .emulated import needs_compiler
 from .emulated_extension import EmulatedExtension, install
@@ -22,7 +22,7 @@ def run(monkeypatch):
     guards = install(monkeypatch, EmulatedExtension(seed=1, blocks=3))
     monkeypatch.setattr(cuda, "unsupported_reason", lambda *_, **__: None)
     monkeypatch.setattr(stem, "trains_by_name", lambda: True)
-    monkeypatch.setattr(dispatch, "_requested", "cuda")
+    monkeypatch.setattr(asked, "_process", "cuda")
 
     def by_name(backend, modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, list[str]]:
         monkeypatch.setattr(dispatch, "_available", lambda _: backend)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_resnet
 from fused_resnet import Bottleneck, use_backend
-from fused_resnet.ops import dispatch
+from fused_resnet.ops import asked, dispatch
 from tests.parity import assert_as_near
 from tests.test_blocks import randomise
 from tests.test_training import TRAINED, fresh, step
@@ -154,7 +154,7 @@ def test_wide_means_train_better_than_eager():
 def test_a_backend_that_is_not_there_is_an_error_in_training_too(monkeypatch):
     block, x = fresh(TRAINED[3])
     for name, error in (("nonsense", ValueError), ("triton", fused_resnet.BackendError)):
-        monkeypatch.setattr(dispatch, "_requested", name)
+        monkeypatch.setattr(asked, "_process", name)
         monkeypatch.setattr(dispatch, "_available", lambda name: None)
         monkeypatch.setattr(dispatch, "unavailable_reason", lambda name: "nobody knows")
         with pytest.raises(error, match="unknown backend 'nonsense'|not available here: nobody knows"):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ..backends import BACKENDS, load, unavailable_reason
 from ..errors import BackendError
-
-AUTO = "auto"
-ENVIRONMENT_VARIABLE = "FUSED_RESNET_BACKEND"
+from . import asked
+from .asked import AUTO, ENVIRONMENT_VARIABLE, current
 
 # Fastest first, per device type; the reference takes whatever is left.
 _PREFERENCE = {"cpu": ("onednn", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -26,8 +25,6 @@ SMALL_MAP = 2**20
 
 # A backend that lacks one of these trains no network, whatever else it has.
 _NEEDED_TO_TRAIN = ("conv_stats", "conv_dgrad", "conv_wgrad", "conv1x1_backward", "gram")
-
-_requested = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Decision:
     backend_reason: str = ""
 
 
-_recorders: list[list[Decision]] = []
+_recorders: asked.Stack[list[Decision]] = asked.Stack("fused_resnet: recorders")
 
 
 class use_backend:
@@ -49,32 +46,58 @@ class use_backend:
 
     `"auto"`, the default, picks the fastest backend that is available and valid for the device, dtype and shape.  Under
     any other name every raw op runs there or raises; blocks that must take the unfused path (see
-    `fused_resnet.explain`), or train on a backend without the training ops, still take torch's modules.  The choice is
-    the process's, not the thread's, as torch.backends' flags.  The environment variable FUSED_RESNET_BACKEND sets the
-    initial choice.
+    `fused_resnet.explain`), or train on a backend without the training ops, still take torch's modules.
+
+    A `with` asks in its own thread or asyncio task alone, and in the backward passes started there; nobody else ever
+    sees it.  It comes before the plain call, which asks in every thread that is not inside a `with`; that includes the
+    threads that others start inside one, such as DataParallel's: they begin without a context.  The environment
+    variable FUSED_RESNET_BACKEND makes the process's first choice.
+
+    A call of a model, or of a block on its own, takes the choice as it is when the call begins and keeps it to the end.
+    Its backward pass runs on the same backend, wherever and whenever it runs.  What torch's checkpointing computes again
+    is a call of its own: it takes the choice of the thread that starts the backward pass (on a GPU with torch 2.11, the
+    process's).  A compiled model's ops ask one by one, when they run.
+
+    The object that the plain call returns is to be dropped: one that is kept asks from the next op, or the next
+    `use_backend`, in its thread on.  One object may be entered several times, and is left where it was entered.
 
     Raises:
         ValueError: no backend has that name.
         BackendError: this machine cannot run it; the message says why.
+        RuntimeError: a `with` is left in another thread or task than it was entered in.
     """
 
+    _request: asked.Request | None = None
+
     def __init__(self, name: str) -> None:
-        global _requested
         if name != AUTO:
             _require_available(name)
-        self._previous, _requested = _requested, name
+        self._name = name
+        # Python calls this before it says whether there is a `with`: until then, nobody may see the choice.
+        self._request = asked.request(name)
 
     def __enter__(self) -> None:
-        return None
+        request, self._request = self._request, None
+        if request is not None:
+            asked.withdraw(request)
+        asked.enter(self._name, self)
 
     def __exit__(self, *exception) -> None:
-        global _requested
-        _requested = self._previous
+        if not asked.leave(self):
+            raise RuntimeError(
+                f"use_backend({self._name!r}) is left in a thread or task that has not entered it; leave it where it"
+                " was entered"
+            )
 
+    def __del__(self) -> None:
+        if self._request is not None:
+            asked.settle(self._request)
 
-def current() -> str:
-    """The backend asked for: a name, or "auto"."""
-    return _requested
+    def __repr__(self) -> str:
+        # An interactive session shows, and keeps, what a plain call returns.
+        if self._request is not None:
+            asked.settle(self._request)
+        return f"use_backend({self._name!r})"
 
 
 @functools.cache
@@ -100,7 +123,7 @@ def _require_available(name: str) -> ModuleType:
 
 def too_small(x: Tensor) -> str | None:
     """Why `auto` lets torch's own modules have a block with the input `x`; None when fusing pays."""
-    if _requested == AUTO and x.device.type == "cpu" and x.numel() < SMALL_MAP:
+    if current() == AUTO and x.device.type == "cpu" and x.numel() < SMALL_MAP:
         return f"torch's own modules are as fast on a CPU below {SMALL_MAP:,} elements, the input has {x.numel():,}"
     return None
 
@@ -113,12 +136,17 @@ def _unsupported_reason(backend: ModuleType, op: str, x: Tensor, arguments: dict
 
 def trains_by_name() -> bool:
     """Whether a backend was asked for by name and has the training ops; `auto` trains through torch's own modules."""
-    return _requested != AUTO and all(hasattr(_named(_requested), op) for op in _NEEDED_TO_TRAIN)
+    # Under torch.compile nobody trains by name, whatever was asked for.
+    if torch.compiler.is_compiling():
+        return False
+    name = current()
+    return name != AUTO and all(hasattr(_named(name), op) for op in _NEEDED_TO_TRAIN)
 
 
 def taken_by_name(op: str, x: Tensor, **arguments) -> bool:
     """Whether a backend was asked for by name and takes this call of `op`; `auto` takes none that was not measured."""
-    return _requested != AUTO and _unsupported_reason(_named(_requested), op, x, arguments) is None
+    name = current()
+    return name != AUTO and _unsupported_reason(_named(name), op, x, arguments) is None
 
 
 def _explicit(op: str, name: str, x: Tensor, arguments: dict) -> ModuleType:
@@ -148,9 +176,13 @@ def choose(op: str, x: Tensor, **arguments) -> tuple[str, str]:
     Raises:
         ValueError, BackendError: as `use_backend`, when one was asked for by name.
     """
-    if _requested != AUTO:
-        _explicit(op, _requested, x, arguments)
-        return _requested, "asked for by name"
+    return _choose(current(), op, x, arguments)
+
+
+def _choose(requested: str, op: str, x: Tensor, arguments: dict) -> tuple[str, str]:
+    if requested != AUTO:
+        _explicit(op, requested, x, arguments)
+        return requested, "asked for by name"
     against = []
     for name, reason in _candidates(op, x, arguments):
         if reason is None:
@@ -164,31 +196,34 @@ def implementation(op: str, x: Tensor, **arguments) -> Callable[..., Tensor | tu
 
     Under `auto` a backend may offer `<op>_auto`, which weighs its own kernel against the vendor library's.
     """
-    name, reason = choose(op, x, **arguments)
+    requested = current()
+    name, reason = _choose(requested, op, x, arguments)
     note_backend(op, name, reason)
     backend = _available(name)
-    function = getattr(backend, f"{op}_auto", None) if _requested == AUTO else None
+    function = getattr(backend, f"{op}_auto", None) if requested == AUTO else None
     return function or getattr(backend, op)
 
 
 def note_backend(op: str, name: str, reason: str) -> None:
-    """Tell whoever is recording which backend runs `op`, and why."""
-    for rows in _recorders:
+    """Tell whoever is recording here which backend runs `op`, and why."""
+    for rows in _recorders.entries():
         rows.append(Decision(op=op, backend=name, backend_reason=reason))
 
 
 def note_path(module: object, unfused_reason: str | None) -> None:
-    """Tell whoever is recording which path `module` takes."""
-    for rows in _recorders:
+    """Tell whoever is recording here which path `module` takes; compiled code tells nobody."""
+    if torch.compiler.is_compiling():
+        return
+    for rows in _recorders.entries():
         rows.append(Decision(module=module, unfused_reason=unfused_reason))
 
 
 @contextmanager
 def recording() -> Iterator[list[Decision]]:
-    """Collects every decision made within the block, in order."""
+    """Collects every decision that this thread or task makes within the block, in order, backward passes included."""
     rows: list[Decision] = []
-    _recorders.append(rows)
+    _recorders.push(rows)
     try:
         yield rows
     finally:
-        _recorders[:] = [other for other in _recorders if other is not rows]
+        _recorders.remove(lambda other: other is rows)
