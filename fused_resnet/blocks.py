@@ -21,6 +21,7 @@ from .eligibility import (
     norm_reason,
     relu_reason,
 )
+from .ops.asked import one_backend
 from .ops.dispatch import note_path, too_small, trains_by_name
 
 
@@ -160,6 +161,7 @@ class _ResidualBlock(nn.Module):
     def _differentiable(self, x: Tensor) -> Tensor:
         return trainable.run_blocks(x, [self.parts()])
 
+    @one_backend
     def _run(self, x: Tensor) -> Tensor | None:
         """The block's output through fused ops; None where its modules must be called one by one."""
         reason = small_reason(x) or self.unfused_reason(x)

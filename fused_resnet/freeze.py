@@ -14,6 +14,7 @@ from .eligibility import hook_reason
 from .frozen import FrozenBlock, FrozenConv, FrozenStem, SafeRange
 from .graphs import Graphs
 from .ops import checks
+from .ops.asked import one_backend
 from .shapes import ConvShape
 from .stem import stem_unfused_reason
 
@@ -164,6 +165,7 @@ class Frozen(nn.Module):
         self._source = [(weakref.ref(tensor), tensor._version) for tensor in _versioned(source)]
         self.train(False)
 
+    @one_backend
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check_source()

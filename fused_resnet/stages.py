@@ -1,4 +1,4 @@
-"""Stages of residual blocks, run as one autograd Function where nobody could tell."""
+"""A network from its stem to its pool; stages of residual blocks as one autograd Function where nobody could tell."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from . import trainable
 from .blocks import BasicBlock, Bottleneck
 from .eligibility import hook_reason
+from .ops.asked import one_backend
 from .ops.dispatch import note_path, trains_by_name
+from .stem import head_pool, stem_forward
 
 
+@one_backend
+def features(stem: tuple[nn.Module | None, ...], stages: Iterable[nn.Module], avgpool: nn.Module, x: Tensor) -> Tensor:
+    """All of a network but its classifier; `stem` as `stem_forward` takes it."""
+    return head_pool(avgpool, stages_forward(stages, stem_forward(*stem, x)))
+
+
+@one_backend
 def stages_forward(stages: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The stages one after the other, where those whose blocks all train fused do so as one autograd Function.
 

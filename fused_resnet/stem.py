@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from . import ops, trainable
 from .blocks import conv_norm_act, small_reason
 from .eligibility import chain_reason, compute_dtype, conv_reason, hook_reason, input_reason, norm_reason, relu_reason
+from .ops.asked import one_backend
 from .ops.dispatch import note_path, trains_by_name
 
 _INFERENCE = (("relu", relu_reason), ("conv1", conv_reason), ("bn1", norm_reason))
@@ -45,6 +46,7 @@ def _pool_reason(conv: nn.Conv2d, pool: nn.Module | None) -> str | None:
     return None if hook_reason(pool) is None else "maxpool has a hook"
 
 
+@one_backend
 def stem_forward(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module | None, x: Tensor) -> Tensor:
     """`pool(relu(norm(conv(x))))`, as one op where it may be; `pool` None stands for no pooling.
 

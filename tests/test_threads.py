@@ -4,14 +4,17 @@ Threads take turns: each is an executor of one worker, whose results are waited 
 """
 
 import asyncio
+import copy
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from fused_resnet import explain, use_backend
+from fused_resnet import Bottleneck, explain, freeze, use_backend
 from fused_resnet.models.cifar import CifarResNet
 from fused_resnet.ops import dispatch
 
@@ -139,6 +142,130 @@ def test_tasks_have_choices_of_their_own_and_hand_them_on():
 
     assert asyncio.run(main()) == [("reference",) * 3, "auto"]
     assert dispatch.current() == "auto"
+
+
+# ---- one call, one choice ----
+
+
+class Switching:
+    """At the n-th question for an op's backend, another thread asks for `name` by the plain call."""
+
+    def __init__(self, monkeypatch, thread, name):
+        self.thread, self.name, self.at, self.asked = thread, name, 0, 0
+        for question in ("implementation", "taken_by_name", "trains_by_name"):
+            monkeypatch.setattr(dispatch, question, self.interrupted(getattr(dispatch, question)))
+
+    def interrupted(self, question):
+        def ask(*arguments, **named):
+            self.asked += 1
+            if self.asked == self.at:
+                self.thread(lambda: use_backend(self.name) and None)
+            return question(*arguments, **named)
+
+        return ask
+
+    def run(self, call, at, name="reference"):
+        """The call with the process's choice `name` at its beginning, and how many questions it asked."""
+        use_backend(name)
+        self.at, self.asked = at, 0
+        result = call()
+        use_backend("auto")
+        return result, self.asked
+
+
+def at_every_question(switching, call):
+    expected, questions = switching.run(call, 0)
+    assert questions > 1
+    for at in range(1, questions + 1):
+        found, _ = switching.run(call, at)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other), at
+
+
+@pytest.mark.parametrize("name", ["auto", "onednn"])
+@pytest.mark.parametrize("kind", ["live", "frozen"])
+def test_inference_keeps_the_backend_that_it_began_with(kind, name, threads, monkeypatch):
+    model, x = CifarResNet(8).eval(), torch.randn(2, 3, 8, 8)
+    model = freeze(model) if kind == "frozen" else model
+
+    def call():
+        with torch.no_grad(), dispatch.recording() as rows:
+            y = model(x)
+        assert {row.backend for row in rows if row.op} == {"reference"}
+        return [y]
+
+    at_every_question(Switching(monkeypatch, threads[0], name), call)
+
+
+def test_a_frozen_bottleneck_keeps_the_backend_that_it_began_with(threads, monkeypatch):
+    block, x = freeze(Bottleneck(16, 4).eval()), torch.randn(1, 16, 8, 8)
+    with torch.inference_mode():
+        at_every_question(Switching(monkeypatch, threads[0], "onednn"), lambda: [block(x)])
+
+
+@pytest.mark.parametrize("name", ["auto", "onednn"])
+def test_a_training_step_keeps_the_backend_that_it_began_with(name, threads, monkeypatch):
+    model, x = CifarResNet(8).train(), torch.randn(2, 3, 8, 8)
+    state = copy.deepcopy(model.state_dict())
+
+    def call():
+        model.load_state_dict(state)
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        return [y.detach(), *(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())]
+
+    at_every_question(Switching(monkeypatch, threads[0], name), call)
+
+
+def test_many_calls_while_another_thread_switches():
+    model, x, done = freeze(Bottleneck(16, 4).eval()), torch.randn(1, 16, 8, 8), threading.Event()
+
+    def switch():
+        while not done.is_set():
+            for name in ("reference", "onednn", "auto"):
+                use_backend(name)
+
+    with ThreadPoolExecutor(1) as pool, torch.inference_mode():
+        switching = pool.submit(switch)
+        try:
+            for _ in range(400):
+                model(x)
+        finally:
+            done.set()
+        switching.result()
+    use_backend("auto")
+
+
+# ---- autograd ----
+
+
+def backward_backends(y):
+    with dispatch.recording() as rows:
+        y.square().sum().backward()
+    return {row.backend for row in rows if row.op}
+
+
+def test_a_backward_pass_runs_where_its_forward_pass_ran(threads):
+    model, x = CifarResNet(8).train(), torch.randn(2, 3, 8, 8)
+    for thread in (lambda call, *arguments: call(*arguments), threads[0]):
+        with use_backend("reference"):
+            y = model(x)
+        assert thread(backward_backends, y) == {"reference"}
+        with use_backend("reference"):
+            y = model(x)
+        with use_backend("onednn"):  # which has no op for it
+            assert thread(backward_backends, y) == {"reference"}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_blocks_compute_again_on_the_backend_asked_for(reentrant):
+    model, x = CifarResNet(8).train(), torch.randn(2, 16, 8, 8, requires_grad=True)
+    with use_backend("reference"), dispatch.recording() as rows:
+        checkpoint(model.layer1, x, use_reentrant=reentrant).square().sum().backward()
+    ops = [row.op for row in rows if row.op]
+    assert {row.backend for row in rows if row.op} == {"reference"}
+    assert ops.count("bn_add_act") == 2, "forward, and again"
 
 
 # ---- recording ----

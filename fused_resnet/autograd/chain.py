@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..ops.asked import held
 from .norm import Normalized
 from .pointwise_tail import Tail
 from .residual import TENSORS_A_UNIT, BlockPlan, Incoming, Kept, below, block_backward, block_forward
@@ -33,7 +34,7 @@ class ResidualFunction(torch.autograd.Function):
     def forward(ctx, plans: tuple[BlockPlan, ...], x: Tensor, *tensors: Tensor | None):
         maps, kept, rest = [x], [], list(tensors)
         # Outside, autocast chose the maps' dtype; inside, it must not choose the vectors'.
-        with torch.autocast(x.device.type, enabled=False):
+        with held() as ctx.backend, torch.autocast(x.device.type, enabled=False):
             for plan in plans:
                 own, rest = rest[: tensors_of(plan)], rest[tensors_of(plan) :]
                 out, one = block_forward(plan, maps[-1], own)
@@ -55,8 +56,9 @@ class ResidualFunction(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         blocks = len(ctx.plans)
-        # read once: under checkpointing a second read would compute again
-        saved = list(ctx.saved_tensors)
+        # read once: under checkpointing a read computes again
+        with held(ctx.backend):
+            saved = list(ctx.saved_tensors)
         maps, saved = saved[: blocks + 1], saved[blocks + 1 :]
         tensors, saved = saved[: ctx.count], saved[ctx.count :]
         kept = [_unpack(layout, saved) for layout in ctx.layouts]
@@ -64,7 +66,7 @@ class ResidualFunction(torch.autograd.Function):
         found: list[Tensor | None] = [None] * ctx.count
         incoming = Incoming(grad.contiguous(memory_format=torch.channels_last), maps[-1], None)
         end = ctx.count
-        with torch.autocast(grad.device.type, enabled=False):
+        with held(ctx.backend), torch.autocast(grad.device.type, enabled=False):
             for i in range(blocks - 1, -1, -1):
                 own = slice(end - tensors_of(ctx.plans[i]), end)
                 end = own.start

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..ops import training as raw
+from ..ops.asked import held
 from . import grouped, norm
 from .norm import Affine, Normalized, pixels
 from .unit import Geometry, Unit, gradient_of
@@ -33,7 +34,7 @@ class ConvBnActFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: StemPlan, x: Tensor, weight: Tensor, *vectors: Tensor | None):
-        with torch.autocast(x.device.type, enabled=False):
+        with held() as ctx.backend, torch.autocast(x.device.type, enabled=False):
             unit = Unit(weight.to(plan.dtype), Affine(*vectors, plan.unit.eps, plan.unit.group), plan.unit)
             z, normalized = unit.forward(x, None, None)
             if plan.pool is None:
@@ -54,9 +55,10 @@ class ConvBnActFunction(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         plan = ctx.plan
-        x, weight, z, where, bn_weight, bn_bias, *vectors = ctx.saved_tensors
+        with held(ctx.backend):  # under checkpointing this computes again
+            x, weight, z, where, bn_weight, bn_bias, *vectors = ctx.saved_tensors
         normalized = Normalized(*vectors, batch=ctx.batch)
-        with torch.autocast(x.device.type, enabled=False):
+        with held(ctx.backend), torch.autocast(x.device.type, enabled=False):
             if plan.pool is None:
                 g, sum_g, sum_gz = raw.bn_act_backward(grad, where, z, normalized.mean)
             else:

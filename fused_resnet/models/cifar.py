@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3
-from ..stages import stages_forward
-from ..stem import head_pool, stem_forward
+from ..stages import features
 from .resnet import initialise
 
 __all__ = [
@@ -83,9 +82,8 @@ class CifarResNet(nn.Module):
             x = self.relu(self.bn1(self.conv1(x)))
             x = self.avgpool(self.layer3(self.layer2(self.layer1(x))))
         else:
-            x = stem_forward(self.conv1, self.bn1, self.relu, None, x)
-            x = stages_forward((self.layer1, self.layer2, self.layer3), x)
-            x = head_pool(self.avgpool, x)
+            stem = (self.conv1, self.bn1, self.relu, None)
+            x = features(stem, (self.layer1, self.layer2, self.layer3), self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import BasicBlock, Bottleneck, conv1x1
-from ..stages import stages_forward
-from ..stem import head_pool, stem_forward
+from ..stages import features
 from .weights import build_with_weights, fix, torchvision_builder
 
 __all__ = [
@@ -110,9 +109,8 @@ class ResNet(nn.Module):
             x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
             x = self.avgpool(x)
         else:
-            x = stem_forward(self.conv1, self.bn1, self.relu, self.maxpool, x)
-            x = stages_forward((self.layer1, self.layer2, self.layer3, self.layer4), x)
-            x = head_pool(self.avgpool, x)
+            stem = (self.conv1, self.bn1, self.relu, self.maxpool)
+            x = features(stem, (self.layer1, self.layer2, self.layer3, self.layer4), self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 
     def forward(self, x: Tensor) -> Tensor:

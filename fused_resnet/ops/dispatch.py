@@ -54,9 +54,10 @@ class use_backend:
     variable FUSED_RESNET_BACKEND makes the process's first choice.
 
     A call of a model, or of a block on its own, takes the choice as it is when the call begins and keeps it to the end.
-    Its backward pass runs on the same backend, wherever and whenever it runs.  What torch's checkpointing computes again
-    is a call of its own: it takes the choice of the thread that starts the backward pass (on a GPU with torch 2.11, the
-    process's).  A compiled model's ops ask one by one, when they run.
+    Its backward pass runs on the same backend, wherever and whenever it runs.  What torch's checkpointing computes
+    again is a call of its own, so let a `with` around a checkpointed forward pass reach around its backward pass too:
+    else the thread that starts the backward pass chooses (on a GPU with torch 2.11, the process).  A compiled model's
+    ops ask one by one, when they run.
 
     The object that the plain call returns is to be dropped: one that is kept asks from the next op, or the next
     `use_backend`, in its thread on.  One object may be entered several times, and is left where it was entered.
