@@ -1,13 +1,14 @@
 # make bench    ResNet-50 against torchvision: speed and parity, on the GPU if torch sees one, else on the CPU
 # make test     the tests; ARGS= goes to pytest
 # make test-sanitized  the tests of the emulated kernels under ASan and UBSan; ARGS=--first-cases takes one case a test
+# make test-oldest   the same on the oldest torch and triton that are supported; its .venv-oldest may take 5 GB
 # make gpu      everything a GPU is wanted for, in nine minutes: tests, micro-tests, measurements; one JSON
 # make lint     ruff and clang-format, nothing changed;  make format  the same, changed in place
 # make info     versions, devices, backends
 #
 # Each sets up what it needs first: see .ci/environment.  PYTHON= names the Python to start from.
 
-.PHONY: help bench test test-sanitized gpu lint format info clean
+.PHONY: help bench test test-oldest test-sanitized gpu lint format info clean
 .DEFAULT_GOAL := help
 
 export PYTHON
@@ -23,8 +24,8 @@ help:
 bench:
 	@python=$$(.ci/environment bench) && $$python -m benchmarks.inference $(ARGS)
 
-test:
-	@python=$$(.ci/environment test) && \
+test test-oldest:
+	@python=$$(.ci/environment $(@:test-%=%)) && \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-sanitized:

@@ -24,6 +24,9 @@ _GLOBAL_HOOKS = (
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _FROZEN_NORM = ("torchvision.ops.misc", "FrozenBatchNorm2d")
+# Asked whether autocast is on, torch raises for these.  `torch.amp.is_autocast_available` knows them too, but
+# torch 2.11's Dynamo cannot trace it.
+NO_AUTOCAST = frozenset("meta lazy vulkan mkldnn opengl opencl ideep hip ve fpga".split())
 
 Check = Callable[[nn.Module, Tensor], "str | None"]
 
@@ -94,7 +97,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that `tensor` enters a convolution with, autocast considered."""
     device = tensor.device.type
     if (
-        torch.amp.is_autocast_available(device)
+        device not in NO_AUTOCAST
         and torch.is_autocast_enabled(device)
         and tensor.is_floating_point()
         and tensor.dtype != torch.float64

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import fused_resnet
-from fused_resnet import ops
+from fused_resnet import eligibility, ops
 from fused_resnet.ops import dispatch
 
 
@@ -130,3 +132,14 @@ def test_exports_with_a_dynamic_batch():
 def test_compiled_bad_input_is_refused_as_in_eager():
     with pytest.raises(Exception, match="expects x to have 3 channels, got 4"):
         torch.compile(AllOps().eval(), fullgraph=True, backend="aot_eager")(torch.randn(1, 4, 33, 33))
+
+
+def test_devices_without_autocast_are_those_that_torch_names():
+    """Asking torch instead would break the graph on torch 2.11."""
+    with pytest.raises(RuntimeError) as error:
+        torch.device("nosuch")
+    devices = re.search(r"one of (.*) device type", str(error.value))[1].split(", ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of the names are no longer used
+        without = {device for device in devices if not torch.amp.is_autocast_available(device)}
+    assert "meta" in without and without == eligibility.NO_AUTOCAST & set(devices)
