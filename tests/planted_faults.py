@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import multiprocessing
 import pathlib
+import resource
 import tempfile
 
-from tests import emulated
+from tests import emulated, hang
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +105,17 @@ class Kernel:
         return [outcome(one, 0, functools.partial(self.check, one)) for one in built]
 
 
-def outcome(library: ctypes.CDLL, number: int, run, seconds: float = 60) -> str:
-    """What `run()` comes to in a process of its own with this fault on: "" if it notices nothing, else what."""
+def outcome(library: ctypes.CDLL, number: int, run, seconds: int = 60) -> str:
+    """What `run()` comes to in a process of its own with this fault on: "" if it notices nothing, else what.
+
+    A fault may make a loop endless.  `seconds` are the processor's, some twenty times what a sound kernel takes: by the
+    clock on the wall, a loaded machine would make an endless loop of everything.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         library.plant_fault(number)
         try:
             run()
@@ -121,8 +127,8 @@ def outcome(library: ctypes.CDLL, number: int, run, seconds: float = 60) -> str:
     process.start()
     sender.close()
     try:
-        if not receiver.poll(seconds):
-            return f"does not end within {seconds} s"
+        if not receiver.poll(hang.SECONDS):
+            return f"does not end within {hang.SECONDS} s"
         return receiver.recv()
     except EOFError:
         process.join()

@@ -11,6 +11,7 @@ import torch
 import fused_resnet
 from fused_resnet import ops
 from fused_resnet.ops import dispatch
+from tests import hang
 
 X = torch.randn(2, 8, 6, 6)
 WEIGHT = torch.randn(16, 8, 3, 3)
@@ -124,7 +125,9 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables = inherited | {"CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=hang.SECONDS
+    )
 
 
 def test_a_gpu_backend_without_a_gpu_is_refused_with_the_reason():

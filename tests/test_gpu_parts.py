@@ -11,6 +11,7 @@ import torch
 from benchmarks import _gpu_cudnn, _gpu_layers, _gpu_micro, _gpu_plan, _gpu_tests, gpu
 from benchmarks._gpu_rows import TINY, Row
 from fused_resnet.errors import BackendError
+from tests import hang
 
 # ---- pytest and the sanitizer ----
 
@@ -49,10 +50,10 @@ def test_tests_are_counted_with_the_reasons_of_failures_and_skips(cases):
 
 
 def test_a_run_in_which_no_test_ran_shows_nothing(cases):
-    found = _gpu_tests.tested((cases("def test_elsewhere(): pytest.skip('no GPU')"),), 60)
+    found = _gpu_tests.tested((cases("def test_elsewhere(): pytest.skip('no GPU')"),), hang.SECONDS)
     assert found["status"] == "error: no test ran: {'no GPU': 1}"
     with pytest.raises(RuntimeError, match="pytest ended with 2"):
-        _gpu_tests.tested((cases("import no_such_module_anywhere"),), 60)
+        _gpu_tests.tested((cases("import no_such_module_anywhere"),), hang.SECONDS)
 
 
 def test_a_program_that_does_not_end_is_ended_and_the_row_says_so():
@@ -88,7 +89,7 @@ def test_the_sanitizer_must_give_a_summary_over_tests_that_ran(monkeypatch, tmp_
     program.chmod(0o755)
     monkeypatch.setattr(_gpu_tests, "find_sanitizer", lambda: str(program))
     monkeypatch.setattr(_gpu_tests, "SANITIZED", cases(test))
-    found = _gpu_tests.sanitized("memcheck", "triton", 60)
+    found = _gpu_tests.sanitized("memcheck", "triton", hang.SECONDS)
     assert found["status"] == status
     assert found["report"] == [f"========= {summary}"]
 
@@ -96,7 +97,7 @@ def test_the_sanitizer_must_give_a_summary_over_tests_that_ran(monkeypatch, tmp_
 def test_without_a_sanitizer_nothing_was_checked(monkeypatch):
     monkeypatch.setattr(_gpu_tests, "find_sanitizer", lambda: None)
     with pytest.raises(RuntimeError, match="no compute-sanitizer"):
-        _gpu_tests.sanitized("memcheck", "triton", 60)
+        _gpu_tests.sanitized("memcheck", "triton", hang.SECONDS)
 
 
 # ---- micro-tests ----

@@ -12,6 +12,7 @@ from benchmarks import _gpu_plan, _gpu_results
 from benchmarks._gpu_results import Results, ResultsError, digest_of_files, fingerprints
 from benchmarks._gpu_rows import PARTS, TINY, Row, Settings, execute, ordered
 from benchmarks._gpu_worker import Worker, measured
+from tests import hang
 
 PRINTS = {"machine": "m", "sources": "s", "tests": "t", "micro": "u"}
 
@@ -246,11 +247,11 @@ def hazards(settings):
 def test_a_row_that_dies_or_hangs_costs_only_itself():
     good, raises, dies, hangs, apart = hazards(TINY)
     with Worker(hazards, TINY) as worker:
-        first = worker(good, 60)
-        assert worker(raises, 60) == {"status": "error: KeyError: 'nothing'"}
-        assert worker(good, 60) == first and first["pid"] != os.getpid()
-        assert worker(dies, 60) == {"status": "error: its process ended with 7"}
-        assert worker(good, 60)["pid"] != first["pid"]
+        first = worker(good, hang.SECONDS)
+        assert worker(raises, hang.SECONDS) == {"status": "error: KeyError: 'nothing'"}
+        assert worker(good, hang.SECONDS) == first and first["pid"] != os.getpid()
+        assert worker(dies, hang.SECONDS) == {"status": "error: its process ended with 7"}
+        assert worker(good, hang.SECONDS)["pid"] != first["pid"]
         assert worker(hangs, 0.5) == {"status": "stopped after 0 s"}
         assert worker(apart, 5) == {"status": "ok", "pid": os.getpid(), "limit": 5}
     assert worker.process is None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import hang
+
 PACKAGE = Path(__file__).parents[1] / "fused_resnet"
 
 # Lowest first.  A module may import modules of its own layer or of a lower one.  The parts of a package that stand in
@@ -85,7 +87,7 @@ def test_optional_packages_are_imported_only_where_they_belong(module, allowed):
 
 def run(code: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=hang.SECONDS, cwd=PACKAGE.parent
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

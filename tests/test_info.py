@@ -15,6 +15,7 @@ import fused_resnet
 from fused_resnet import info
 from fused_resnet.backends import BACKENDS
 from fused_resnet.backends.cuda import availability
+from tests import hang
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -24,7 +25,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=variables,
-        timeout=120,
+        timeout=hang.SECONDS,
     )
 
 

@@ -1,7 +1,6 @@
 """The commands that train: they read their data, run, report what they found and refuse what they cannot use."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from benchmarks import _data, _learning, _steps, convergence, degradation, training
 
+from . import hang
 from .test_training_data import write_image_folder
 
 ROOT = Path(__file__).parents[1]
@@ -202,17 +202,15 @@ def test_unknown_models_and_depths_are_refused(capsys):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_convergence_under_torchrun(tmp_path):
     data = write_image_folder(tmp_path / "shades")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "benchmarks.convergence"]
+    # alone, it takes a port that is free at that moment, and not one that somebody found free before
+    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "benchmarks.convergence"]
     small = ["--model", "cifar_resnet20", "--size", "8", "--epochs", "1", "--batch", "8", "--seeds", "1"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, *TINY, *small, "--data", str(data), "--out", str(tmp_path / "out")],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=hang.SECONDS,
     )
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "out" / "convergence.json").read_text())

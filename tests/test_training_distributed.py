@@ -240,6 +240,6 @@ def one_fails(rank):
 
 
 def test_a_rank_that_fails_stops_the_other_with_nothing_changed(tmp_path):
-    (waiting, changed), (failing, changed_there) = both(one_fails, tmp_path, timeout=20)
+    (waiting, changed), (failing, changed_there) = both(one_fails, tmp_path)
     assert failing == "injected" and changed_there == []
     assert waiting is not None and changed == [], "the rank that was left alone must raise, and change nothing"

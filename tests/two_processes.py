@@ -17,6 +17,7 @@ from fused_resnet import BasicBlock, Bottleneck, OptionAShortcut, use_backend
 from fused_resnet.blocks import conv3x3
 from fused_resnet.stages import stages_forward
 from fused_resnet.stem import stem_forward
+from tests import hang
 from tests.test_blocks import projection, randomise
 
 WORLD = 2
@@ -68,20 +69,20 @@ def trained(model, x, weights, factor=1.0, backend="reference"):
     return found | {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def rank_main(rank, scenario, directory, timeout):
+def rank_main(rank, scenario, directory):
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # conftest's, which a process of its own does not have
     warnings.filterwarnings("error", "Grad strides do not match bucket view strides")
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        "gloo", f"file://{directory}/store", datetime.timedelta(seconds=timeout), world_size=WORLD, rank=rank
+        "gloo", f"file://{directory}/store", datetime.timedelta(seconds=hang.SECONDS), world_size=WORLD, rank=rank
     )
     torch.save(scenario(rank), directory / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def both(scenario, directory, timeout=60):
+def both(scenario, directory):
     """What `scenario(rank)` returns in each of two processes."""
-    mp.spawn(rank_main, (scenario, directory, timeout), nprocs=WORLD)
+    mp.spawn(rank_main, (scenario, directory), nprocs=WORLD)
     return [torch.load(directory / f"{rank}.pt") for rank in range(WORLD)]
