@@ -1,7 +1,7 @@
 """Compiles every Triton kernel ahead of time and reports what each needs, and the CUDA ones: no GPU, nothing is timed.
 
     python -m benchmarks.kernels [--json FILE] [--arch 80 90 100] [--model resnet18 resnet50] [--dtype bfloat16]
-                                 [--mode inference training cuda]
+                                 [--mode inference training cuda] [--classes]
 
 Triton's convolutions are those of batch 256, each with the tile and constants that the launcher would use on that
 architecture (both ways of loading where tensor descriptors apply), beside the passes and poolings.  The mode cuda lists
@@ -27,7 +27,7 @@ from fused_resnet.tuning import Choice, lookup
 
 from . import _aot, _cuda_kernels
 from ._convolutions import MODELS, Convolution, convolutions
-from ._training_kernels import training_plans
+from ._training_kernels import class_of, training_plans
 
 ARCHITECTURES = (80, 90, 100)
 MODES = ("inference", "training", "cuda")
@@ -59,6 +59,14 @@ def rows_of(
                 found.setdefault(_identity(row), row)
         for row in _other_rows(arch, dtype, batch) if mode == "inference" else ():
             found.setdefault(_identity(row), row)
+    return list(found.values())
+
+
+def one_of_each_class(rows: Iterable[Row]) -> list[Row]:
+    """The first of the rows whose kernels differ in trip counts only."""
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        found.setdefault((row.arch, class_of(row.plan)), row)
     return list(found.values())
 
 
@@ -198,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "tfloat32", "float32"), default="bfloat16")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES[:1], help="which ops' kernels")
+    parser.add_argument("--classes", action="store_true", help="one of the kernels that differ in trip counts only")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="compiler processes")
     options = parser.parse_args(arguments)
     start = time.monotonic()
@@ -232,6 +241,7 @@ def _triton_results(options: argparse.Namespace) -> tuple[str | None, list[dict]
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
     rows = [row for arch in options.arch for row in rows_of(options.model, arch, options.dtype, modes=modes)]
+    rows = one_of_each_class(rows) if options.classes else rows
     return triton.__version__, compile_all(rows, options.jobs)
 
 

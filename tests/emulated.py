@@ -7,9 +7,7 @@ a cache directory under a hash of every source below csrc/, the compiler and the
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
@@ -19,6 +17,8 @@ import subprocess
 import tempfile
 
 import pytest
+
+from tests.shared import alone
 
 CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 # -O1 compiles the emulator in less than half the time of -O2; numeric.hpp and wgmma.hpp ask for more where it pays.
@@ -83,14 +83,6 @@ def _fingerprint(name: str, folders: list[pathlib.Path], flags: tuple[str, ...])
     return digest.hexdigest()[:24]
 
 
-@contextlib.contextmanager
-def _alone(path: pathlib.Path):
-    """One process at a time: the workers of a test run want the same library at the same moment."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _compile(name: str, folders: list[pathlib.Path], flags: tuple[str, ...], path: pathlib.Path) -> None:
     includes = [f"-I{folder}" for folder in folders]
     source = CSRC / "emulation" / f"{name}_host.cpp"
@@ -120,7 +112,7 @@ def library(name: str, instead: str | None = None, *flags: str) -> ctypes.CDLL:
 def _library(key: str, name: str, folders: tuple[pathlib.Path, ...], flags: tuple[str, ...]) -> ctypes.CDLL:
     cache = _cache()
     path = cache / f"{key}.so"
-    with _alone(cache / f"{name}.lock"):
+    with alone(cache / f"{name}.lock"):
         if not path.exists():
             building = path.with_suffix(f".{os.getpid()}")
             _compile(name, list(folders), flags, building)

@@ -1,7 +1,7 @@
 """Faults planted in a kernel's source, to see whether its tests would notice: for the mutation tests.
 
-All faults of a kernel that do not touch the same text are compiled into one library, each behind a switch that is
-turned on at run time: `planted_fault == 7 ? faulty : sound`, or the same as two statements.
+All faults of a kernel whose texts are apart or within one another are compiled into one library, each behind a switch
+that is turned on at run time: `planted_fault == 7 ? faulty : sound`, or the same as two statements.
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ class Fault:
     sound: str
     faulty: str
 
-    def switched(self, number: int) -> str:
+    def switched(self, number: int, sound: str) -> str:
+        """Both texts behind a switch; `sound` is this fault's own, with the switches of those within it."""
         if self.sound.rstrip().endswith((";", "}")):
-            return f"if (planted_fault == {number}) {{ {self.faulty} }} else {{ {self.sound} }}"
-        return f"(planted_fault == {number} ? {self.faulty} : {self.sound})"
+            return f"if (planted_fault == {number}) {{ {self.faulty} }} else {{ {sound} }}"
+        return f"(planted_fault == {number} ? {self.faulty} : {sound})"
+
+    def place(self, text: str) -> range:
+        """Where the sound text stands in that of the source."""
+        if text.count(self.sound) != 1:
+            raise ValueError(f"{self.name}: its text stands {text.count(self.sound)} times in {self.source}")
+        start = text.index(self.sound)
+        return range(start, start + len(self.sound))
 
 
 _SWITCH = """#pragma once
@@ -42,16 +50,9 @@ def groups(faults: list[Fault]) -> list[list[Fault]]:
     """The faults in as few libraries as their texts allow, in their order."""
     result: list[list[tuple[Fault, range]]] = []
     for fault in faults:
-        text = (emulated.CSRC / fault.source).read_text()
-        if text.count(fault.sound) != 1:
-            raise ValueError(f"{fault.name}: its text stands {text.count(fault.sound)} times in {fault.source}")
-        start = text.index(fault.sound)
-        place = range(start, start + len(fault.sound))
+        place = fault.place((emulated.CSRC / fault.source).read_text())
         for group in result:
-            if not any(
-                other.source == fault.source and place.start < taken.stop and taken.start < place.stop
-                for other, taken in group
-            ):
+            if not any(other.source == fault.source and _cross(place, taken) for other, taken in group):
                 group.append((fault, place))
                 break
         else:
@@ -59,16 +60,37 @@ def groups(faults: list[Fault]) -> list[list[Fault]]:
     return [[fault for fault, _ in group] for group in result]
 
 
+def _holds(outer: range, inner: range) -> bool:
+    return outer.start <= inner.start and inner.stop <= outer.stop
+
+
+def _cross(one: range, other: range) -> bool:
+    overlap = one.start < other.stop and other.start < one.stop
+    return overlap and not _holds(one, other) and not _holds(other, one)
+
+
+def _planted(text: str, within: range, placed: list[tuple[range, int, Fault]]) -> str:
+    """The text `within`, with these faults behind their switches; they come in the order of their places, outer ones
+    before those within them."""
+    pieces, at = [], within.start
+    while placed:
+        place, number, fault = placed[0]
+        inner = [one for one in placed[1:] if _holds(place, one[0])]
+        pieces += [text[at : place.start], fault.switched(number, _planted(text, place, inner))]
+        placed, at = placed[1 + len(inner) :], place.stop
+    return "".join(pieces) + text[at : within.stop]
+
+
 def write_sources(folder: pathlib.Path, faults: list[Fault]) -> None:
     """The sources that the faults stand in, with a switch for each: the n-th fault is number n + 1."""
-    texts: dict[str, str] = {}
-    for number, fault in enumerate(faults, start=1):
-        text = texts.setdefault(fault.source, (emulated.CSRC / fault.source).read_text())
-        texts[fault.source] = text.replace(fault.sound, fault.switched(number))
-    for source, text in texts.items():
+    for source in {fault.source for fault in faults}:
+        text = (emulated.CSRC / source).read_text()
+        numbered = [(number, fault) for number, fault in enumerate(faults, 1) if fault.source == source]
+        placed = [(fault.place(text), number, fault) for number, fault in numbered]
+        placed.sort(key=lambda one: (one[0].start, -one[0].stop, one[1]))
         target = folder / source
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text('#include "planted_fault.h"\n' + text)
+        target.write_text('#include "planted_fault.h"\n' + _planted(text, range(len(text)), placed))
     (folder / "planted_fault.h").write_text(_SWITCH)
 
 

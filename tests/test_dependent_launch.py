@@ -20,6 +20,7 @@ from fused_resnet.backends.cuda import availability, inference, launch, pointwis
 from fused_resnet.backends.promises import constant_weights
 from tests import bottleneck_inference_calls, conv1x1_calls, conv3x3_halo_calls, emulated
 from tests.emulated_extension import EmulatedExtension, install
+from tests.shared import once
 
 TOUCHES = ("TMA load", "TMA store", "load", "load of a pair", "ordered load", "store", "atomic")
 INCLUDE = re.compile(r'#include "(kernels/\w+\.cuh)"')
@@ -101,12 +102,13 @@ def test_who_is_launched_so_waits(kernel):
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict]:
+def rows(tmp_path_factory) -> list[dict]:
     if availability.extension() is None:
         pytest.skip("fused_resnet._C was not compiled: no nvcc when the package was installed")
     if _cuda_kernels.disassembler() is None:
         pytest.skip("there is no cuobjdump: neither a CUDA toolkit's nor triton's")
-    return [row for row in _cuda_kernels.results((80, 90)) if row["kernel"] in dependents()]
+    found = once(tmp_path_factory, "cuda_kernels", lambda: _cuda_kernels.results((80, 90)))
+    return [row for row in found if row["kernel"] in dependents()]
 
 
 def test_the_machine_code_waits_and_triggers_and_reads_nothing_ahead(rows):

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import _cuda_kernels
 from fused_resnet.backends.cuda import availability
+from tests.shared import once
 
 from .recipe import recipe
 
@@ -177,13 +178,13 @@ def test_arguments_are_refused_before_a_launch():
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict]:
+def rows(tmp_path_factory) -> list[dict]:
     """The kernels of the extension, as `python -m benchmarks.kernels --mode cuda` reports them."""
     if availability.extension() is None:
         pytest.skip("fused_resnet._C was not compiled: no nvcc when the package was installed")
     if _cuda_kernels.disassembler() is None:
         pytest.skip("there is no cuobjdump: neither a CUDA toolkit's nor triton's")
-    return _cuda_kernels.results((80, 90))
+    return once(tmp_path_factory, "cuda_kernels", lambda: _cuda_kernels.results((80, 90)))
 
 
 def test_every_kernel_was_compiled_for_every_architecture(rows):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared import once
+
 pytest.importorskip("triton.backends.nvidia", reason="Triton's NVIDIA compiler is not installed")
 ROOT = Path(__file__).parents[1]
 CONVOLUTIONS = ("conv_pointer", "conv_runs", "conv_tma")
@@ -25,8 +27,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def report(path: Path, *arguments: str) -> list[dict]:
-    """The kernels of the JSON report; the command has exited with 0."""
-    result = python("-m", "benchmarks.kernels", "--json", str(path), *arguments)
+    """One of each class of kernels, as the JSON report has them; the command has exited with 0."""
+    result = python("-m", "benchmarks.kernels", "--classes", "--json", str(path), *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(path.read_text())["kernels"]
 
@@ -37,12 +39,15 @@ def name(kernel: dict) -> str:
 
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory) -> list[dict]:
-    return report(tmp_path_factory.mktemp("aot") / "sm_90.json", "--arch", "90")
+    path = tmp_path_factory.mktemp("aot") / "sm_90.json"
+    return once(tmp_path_factory, "inference_sm_90", lambda: report(path, "--arch", "90"))
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> list[dict]:
-    return report(tmp_path_factory.mktemp("aot") / "others.json", "--arch", "80", "100", "--model", "resnet18")
+    path = tmp_path_factory.mktemp("aot") / "others.json"
+    arguments = ("--arch", "80", "100", "--model", "resnet18")
+    return once(tmp_path_factory, "inference_others", lambda: report(path, *arguments))
 
 
 def test_no_kernel_spills_on_sm_90(hopper):
@@ -53,7 +58,7 @@ def test_no_kernel_spills_on_sm_90(hopper):
 def test_every_convolution_reaches_wgmma_on_sm_90(hopper):
     convs = [one for one in hopper if one["kernel"] in CONVOLUTIONS]
     assert {one["kernel"] for one in convs} == set(CONVOLUTIONS)
-    assert {one["layer"] for one in convs} >= {"conv1", "layer1.0.conv2", "layer4.0.downsample"}
+    assert {one["layer"] for one in convs} >= {"conv1", "layer1.0.conv2", "layer3.0.downsample"}
     assert not [name(one) for one in convs if one["matrix_opcode"] != "HGMMA"]
 
 
@@ -80,7 +85,7 @@ def test_two_blocks_fit_on_a_multiprocessor_of_sm_90(hopper):
 @pytest.mark.parametrize(("arch", "opcode"), [(80, "HMMA"), (100, "UTCHMMA")])
 def test_other_architectures_reach_their_tensor_cores_without_spills(others, arch, opcode):
     convs = [one for one in others if one["arch"] == arch and one["kernel"] in CONVOLUTIONS]
-    assert len(convs) > 10
+    assert len(convs) > 8
     assert not [name(one) for one in convs if one["matrix_opcode"] != opcode]
     assert not [name(one) for one in others if one["local_bytes"] or one["spill_loads"] or one["spill_stores"]]
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared import once
+
 pytest.importorskip("triton.backends.nvidia", reason="Triton's NVIDIA compiler is not installed")
 ROOT = Path(__file__).parents[1]
 MODELS = ["resnet18", "resnet50"]
@@ -37,15 +39,15 @@ SERIAL = {
 
 _COMPILE = """
 import dataclasses, json, sys
-from benchmarks._training_kernels import class_of
-from benchmarks.kernels import compile_all, rows_of
+from benchmarks.kernels import compile_all, one_of_each_class, rows_of
 rows = []
-for arch, models, kernels in json.loads(sys.argv[1]):
-    found = {}
-    for row in rows_of(models, arch, "bfloat16", modes=["training"]):
-        if not kernels or row.plan.kernel in kernels:
-            found.setdefault(class_of(row.plan), row)
-    rows += found.values()
+for arch, models, kernels, fullest in json.loads(sys.argv[1]):
+    found = one_of_each_class(rows_of(models, arch, "bfloat16", modes=["training"]))
+    found = [row for row in found if not kernels or row.plan.kernel in kernels]
+    if fullest:
+        found.sort(key=lambda row: sum(pointer is not None for pointer in row.plan.pointers.values()))
+        found = {(row.plan.kernel, row.tile, row.plan.constexprs.get("R")): row for row in found}.values()
+    rows += found
 last = {row.plan.kernel: row for row in rows}
 for row in (last[kernel] for kernel in sys.argv[2:]):
     plan = dataclasses.replace(row.plan, constexprs=row.plan.constexprs | {"WIDE": True})
@@ -54,9 +56,9 @@ print(json.dumps(compile_all(rows, 2)))
 """
 
 
-def compiled(*wanted: tuple[int, list[str], list[str]], wide: tuple[str, ...] = ()) -> list[dict]:
-    """What each (architecture, models, kernels' names or none for all) compiles to; one of each kernel in `wide` once
-    more, with 64-bit offsets."""
+def compiled(*wanted: tuple[int, list[str], list[str], bool], wide: tuple[str, ...] = ()) -> list[dict]:
+    """What each (architecture, models, kernels' names or none for all, fullest) compiles to; one of each kernel in
+    `wide` once more, with 64-bit offsets.  `fullest`: of each tile and filter size the one with the most tensors."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", _COMPILE, json.dumps(wanted), *wide]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -65,16 +67,18 @@ def compiled(*wanted: tuple[int, list[str], list[str]], wide: tuple[str, ...] = 
 
 
 @pytest.fixture(scope="module")
-def hopper() -> list[dict]:
-    return compiled((90, MODELS, []), wide=("conv_dgrad", "conv_backward_1x1"))
+def hopper(tmp_path_factory) -> list[dict]:
+    wide = ("conv_dgrad", "conv_backward_1x1")
+    return once(tmp_path_factory, "training_sm_90", lambda: compiled((90, MODELS, [], False), wide=wide))
 
 
 @pytest.fixture(scope="module")
-def others() -> list[dict]:
+def others(tmp_path_factory) -> list[dict]:
     # the kernels whose tiles depend on the architecture
     both = ["conv_backward_1x1"]
-    alone = ["conv_gram_finish"]
-    return compiled((80, MODELS, both + alone), (80, MODELS[1:], ["conv_wgrad"]), (100, MODELS, both))
+    alone = ["conv_gram_finish", "conv_wgrad"]
+    wanted = ((80, MODELS, both + alone, True), (100, MODELS, both, True))
+    return once(tmp_path_factory, "training_others", lambda: compiled(*wanted))
 
 
 def name(one: dict) -> str:
@@ -128,5 +132,5 @@ def test_both_gradients_take_one_launch_at_every_shape_of_up_to_256_filters(hopp
 @pytest.mark.parametrize(("arch", "opcode"), [(80, "HMMA"), (100, "UTCHMMA")])
 def test_other_architectures_reach_their_tensor_cores_without_spills(others, arch, opcode):
     results = [one for one in others if one["arch"] == arch]
-    assert len(results) >= 10 and not spilling(results)
+    assert len(results) >= 6 and not spilling(results)
     assert not [name(one) for one in results if one["matrix_opcode"] != opcode]
