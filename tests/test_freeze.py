@@ -10,6 +10,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import freeze
+from fused_resnet.backends import onednn
 from fused_resnet.frozen import FrozenConv, SafeRange
 from tests.test_blocks import CASES, randomise
 
@@ -42,6 +43,20 @@ def test_a_frozen_model_gives_the_live_models_numbers(builder, backend):
             exact = gold(x.double())
         assert rms(frozen(x), exact) <= 2 * rms(live(x), exact) + 2**-23
         assert frozen(x[:0]).shape == (0, 10)
+
+
+@pytest.mark.skipif(onednn.unavailable_reason() is not None, reason=str(onednn.unavailable_reason()))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_packed_filters_add_to_maps_of_one_pixel(overwrite):
+    """torch 2.11's own fused addition fails there, where x says channels_last in its strides."""
+    x = torch.randn(2, 16).as_strided((2, 16, 1, 1), (16, 1, 16, 16))
+    weight, bias, residual = torch.randn(24, 16, 1, 1), torch.randn(24), torch.randn(2, 24, 1, 1)
+    expected = torch.relu(torch.conv2d(x, weight, bias) + residual)
+    geometry = ((1, 1), (0, 0), (1, 1), 1)
+    packed = onednn.pack(weight, x.shape, *geometry)
+    for nan_free in (False, True):
+        y = onednn.packed_conv(x, packed, bias, *geometry, residual.clone(), 1, "relu", nan_free, overwrite)
+        torch.testing.assert_close(y, expected)
 
 
 def test_folding_rounds_once(model, x):

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fused_resnet
 from fused_resnet import ops
@@ -118,6 +119,18 @@ def test_every_layout_gives_what_aten_gives(layout, backend):
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     assert torch.equal(x, kept[0]) and x.stride() == kept[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("filters", "extent"), [(24, 1), (1, 3)], ids=["one pixel", "one filter"])
+def test_adds_to_maps_that_are_nchw_and_nhwc_at_once(filters, extent, backend):
+    """torch 2.11's own fused addition fails there, where x says channels_last in its strides."""
+    pixels = extent * extent
+    x = torch.randn(2, pixels, 16).as_strided((2, 16, extent, extent), (pixels * 16, 1, extent * 16, 16))
+    weight, residual = torch.randn(filters, 16, 1, 1), torch.randn(2, filters, extent, extent)
+    with fused_resnet.use_backend(backend):
+        y = ops.conv_scale_shift_act(x, weight, residual=residual)
+    torch.testing.assert_close(y, torch.relu(F.conv2d(x, weight) + residual))
 
 
 EMPTY = (

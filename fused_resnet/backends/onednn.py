@@ -85,10 +85,17 @@ def _output_elements(x: Tensor, weight: Tensor, stride, padding, dilation) -> in
     return x.shape[0] * weight.shape[0] * p * q
 
 
+def _is_nchw_and_nhwc(y: Tensor) -> bool:
+    """Whether a map of this shape is dense in both layouts: to such, torch 2.11's fused addition fails in channels_last
+    with "could not create a memory"."""
+    return y.shape[1] == 1 or y.shape[2:] == (1, 1)
+
+
 def _convolve(x, weight, bias, residual, stride, padding, dilation, groups) -> Tensor:
     """Convolution + bias + residual; always a fresh tensor."""
-    if residual is None:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if residual is None or _is_nchw_and_nhwc(residual):
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return y if residual is None else y.add_(residual)
     return torch.ops.mkldnn._convolution_pointwise.binary(
         x, residual, weight, bias, padding, stride, dilation, groups, "add", 1.0, None, [], None
     )
@@ -149,6 +156,9 @@ def packed_conv(
     else:
         added = reference.shortcut(residual, packed.shape[0], residual_stride)
         in_place = overwrite or added is not residual
+        if not in_place and _is_nchw_and_nhwc(added):
+            y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *tail, "none", [], "").add_(added)
+            return y.relu_() if act == "relu" else y
         convolve = torch.ops.mkldnn._convolution_pointwise_ if in_place else torch.ops.mkldnn._convolution_pointwise
         operands = (added, x) if in_place else (x, added)
         y = convolve.binary(*operands, packed, bias, *tail, "add", 1.0, "relu" if fused_relu else None, [], None)
