@@ -23,6 +23,7 @@ from .emulated_extension import EmulatedExtension, install
 from .parity import assert_parity
 from .training_arguments import comparable
 from .training_cases import TrainingCase
+from .training_composed import judge
 
 HALF = (torch.bfloat16, torch.float16)
 MISALIGNED = torch.zeros(8 * 16 + 1, dtype=torch.bfloat16)[1:].view(1, 4, 4, 8).permute(0, 3, 1, 2)
@@ -121,10 +122,12 @@ def op_of(case: TrainingCase | ConvCase | StemCase) -> str:
 
 
 def assert_equals_the_reference(module, case: TrainingCase | ConvCase | StemCase, **where) -> None:
-    ours, theirs = getattr(module, op_of(case)), getattr(reference, op_of(case))
+    op = op_of(case)
+    ours = getattr(module, op)
     if isinstance(case, TrainingCase):
-        ours, theirs = comparable(op_of(case), ours), comparable(op_of(case), theirs)
-    assert_parity(ours, theirs, case, **where)
+        assert_parity(comparable(op, ours), judge(op), case, **where)
+    else:
+        assert_parity(ours, getattr(reference, op), case, **where)
 
 
 @needs_compiler

@@ -21,6 +21,7 @@ from .cases import CONV_CASES, OPTION_A_CASES, POOL_CASES, STEM_CASES, ConvCase
 from .parity import Case, assert_parity, describe, doubled, judged
 from .training_arguments import comparable
 from .training_cases import CASES, OFFSET_CASES, TrainingCase, with_dtype
+from .training_composed import judge
 
 pytestmark = pytest.mark.gpu
 
@@ -82,7 +83,7 @@ def functions(op: str):
     """The op as registered, and its reference; training ops in a form that backends compare by."""
     if hasattr(ops, op):
         return getattr(ops, op), getattr(reference, op)
-    return comparable(op, getattr(training, op)), comparable(op, getattr(reference, op))
+    return comparable(op, getattr(training, op)), judge(op)
 
 
 def assert_on_device(op: str, case: Case) -> None:

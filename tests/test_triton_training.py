@@ -23,6 +23,7 @@ from .guarded import MARGIN, SENTINEL, GuardedOutput, amid_nans
 from .parity import assert_parity
 from .training_arguments import comparable
 from .training_cases import CASES, OFFSET_CASES, TrainingCase, layout_cases, with_dtype
+from .training_composed import judge
 
 pytest.importorskip("triton", reason="triton is not installed")
 launch = pytest.importorskip("fused_resnet.backends.triton.launch")
@@ -122,14 +123,14 @@ def each(cases):
 
 @each([*SINGLE, *HALF, *LAYOUTS, *TILED])
 def test_equals_the_reference(case):
-    assert_parity(ours(case.op), comparable(case.op, getattr(reference, case.op)), case, device=DEVICE)
+    assert_parity(ours(case.op), judge(case.op), case, device=DEVICE)
 
 
 @pytest.mark.parametrize("op", ["conv_stats", "conv_dgrad", "conv_wgrad"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_stem_of_any_window(op, dtype):
     case = TrainingCase(op, GATHERED, ("prologue",), dtype)
-    assert_parity(ours(op), comparable(op, getattr(reference, op)), case, device=DEVICE)
+    assert_parity(ours(op), judge(op), case, device=DEVICE)
 
 
 @each([next(case for case in CASES if case.op == op) for op in training.OPS])

@@ -6,13 +6,16 @@ returns what `OUTPUTS[op]` of `training_arguments` names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_resnet.backends import reference
 from fused_resnet.backends.reference_parts import option_a_shortcut
 
-from .training_arguments import far_means
+from .training_arguments import comparable, far_means
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -193,3 +196,11 @@ COMPOSED = {
     "bn_relu_maxpool_backward": bn_relu_maxpool_backward,
     "bn_act_backward": bn_act_backward,
 }
+
+
+def judge(op: str) -> Callable[..., tuple[Tensor, ...]]:
+    """What a backend's `op` is held against: the reference.
+
+    Except where the reference sums in float64 what a kernel may sum in float32: its rounding would excuse nothing.
+    """
+    return COMPOSED[op] if op == "gram_products" else comparable(op, getattr(reference, op))

@@ -89,7 +89,8 @@ def check_modules(
             parameters, there is no pixel, or the baseline is not finite where float64 is.
         BackendError: as `use_backend`.
     """
-    _require_two_models(ours, baseline, backend, baseline_name)
+    with use_backend(backend):  # raises where there is no such backend, before anything runs
+        _require_two_models(ours, baseline, backend, baseline_name)
     if not image.numel():
         raise ValueError(f"an empty image proves nothing, got shape {tuple(image.shape)}")
     # in the layout that ours computes in: torch's kernels for another one add up in another order, with another error
