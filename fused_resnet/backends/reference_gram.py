@@ -121,7 +121,8 @@ def gram_backward_finish(
     """`t + a @ quadratic + constant`, masked by the ReLU of the prologue, and its sums."""
     a = _centered(z, in_scale, in_shift, center, 1)
     n, c, p, q = a.shape
-    flat = rows(t) + rows(a) @ quadratic.to(wide_dtype(t)) + constant.to(wide_dtype(t))
+    # the constant first, as in the kernels
+    flat = rows(t) + torch.addmm(constant.to(wide_dtype(t)), rows(a), quadratic.to(wide_dtype(t)))
     g = flat.view(n, p, q, c).permute(0, 3, 1, 2)
     if in_scale is not None:
         g = masked(g, prologue(z, in_scale, in_shift))
