@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from . import hang
 from . import recipe as recipes
 from .recipe import ARCHS, SETUP
 
@@ -127,7 +128,9 @@ def test_the_torch_that_is_installed_is_seen_from_an_isolated_build():
         pytest.skip("torch is not installed where this Python installs")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", code, str(SETUP)]
-    result = subprocess.run(command, env=environment | {ARCHS: "none"}, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        command, env=environment | {ARCHS: "none"}, capture_output=True, text=True, timeout=hang.SECONDS
+    )
     assert result.stdout.strip() == str((torch.__version__, torch.version.cuda is not None)), result.stderr
 
 

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import _cuda_kernels
 from fused_resnet.backends.cuda import availability
+from tests import hang
 from tests.shared import once
 
 from .recipe import recipe
@@ -65,7 +66,7 @@ def pip_install(tree: Path, target: Path, **environment: str) -> subprocess.Comp
         str(target),
         str(tree),
     ]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=hang.SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ print(sorted(extension.kernels().items()))
 def test_the_installed_extension_loads_without_torch_and_without_a_driver(installed):
     (library,) = (installed / "fused_resnet").glob("_C*.so")
     result = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE, str(library)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", ALONE, str(library)], capture_output=True, text=True, timeout=hang.SECONDS
     )
     assert result.returncode == 0, result.stderr
     foreign, kernels = result.stdout.splitlines()
@@ -115,7 +116,9 @@ INFO = "import fused_resnet.info as info; print(info.__file__); print(info.repor
 def test_info_says_what_was_compiled(installed, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(installed)}
     command = [sys.executable, "-c", INFO]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=hang.SECONDS
+    )
     where, state = result.stdout.splitlines()
     assert where.startswith(str(installed)), result.stderr
     assert "'on': True" in state and f"kernels: {len(SIMPLE)} for sm_80;" in state

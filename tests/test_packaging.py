@@ -18,6 +18,7 @@ import pytest
 
 import fused_resnet
 from fused_resnet import _torchvision
+from tests import hang
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -51,7 +52,7 @@ def build(tree: Path, hook: str, into: Path) -> Path:
     """The hook's result, of a build without the compiled extension; `test_extension.py` builds that."""
     into.mkdir(exist_ok=True)
     command, environment = [sys.executable, "-c", BUILD, hook, str(into)], os.environ | {PURE: "none"}
-    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=hang.SECONDS)
     assert result.returncode == 0, result.stderr[-2000:]
     return into / result.stdout.split()[-1]
 
@@ -106,9 +107,9 @@ def test_an_sdist_builds_the_same_wheel(unpacked, wheel, tmp_path):
 def test_an_sdist_holds_every_file_of_the_repository(unpacked):
     if shutil.which("git") is None:
         pytest.skip("there is no git to ask for the files")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split(
-        "\n"
-    )
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=hang.SECONDS
+    ).stdout.split("\n")
     tracked = [name for name in listed if name and (ROOT / name).is_file()]
     if not tracked:
         pytest.skip("this is no git checkout but, say, an sdist itself")
@@ -119,7 +120,9 @@ def test_an_sdist_can_run_its_own_tests(unpacked):
     """All of them are collected, and those run that read the sources beside them."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "point_down or belong"]
-    result = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        command, cwd=unpacked, env=environment, capture_output=True, text=True, timeout=hang.SECONDS
+    )
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-4000:]
 
 
@@ -134,7 +137,7 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel, tmp_path):
         env=environment | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=hang.SECONDS,
     )
     assert result.stdout.split() == [str(tmp_path / "site/fused_resnet/__init__.py"), fused_resnet.__version__]
 
@@ -190,7 +193,7 @@ def test_nothing_names_a_machine():
 def environment(checkout: Path, extra: str, python: str) -> subprocess.CompletedProcess:
     command = [str(checkout / ".ci/environment"), extra]
     variables = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), "PYTHON": python, PURE: "none"}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=hang.SECONDS)
 
 
 def test_make_names_the_pythons_it_looked_for(checkout):
@@ -214,7 +217,7 @@ def test_make_uses_a_python_whose_torch_sees_a_gpu_as_it_is(checkout, tmp_path):
 def test_the_makefile_has_its_targets(checkout, target):
     if shutil.which("make") is None:
         pytest.skip("there is no make")
-    result = subprocess.run(["make", "-n", target], cwd=checkout, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["make", "-n", target], cwd=checkout, capture_output=True, text=True, timeout=hang.SECONDS)
     assert result.returncode == 0, result.stderr
 
 

@@ -15,6 +15,7 @@ from fused_resnet import models
 from fused_resnet.backends import onednn
 from fused_resnet.parity import check, check_model, check_modules, junit, randomize, stage_outputs
 from fused_resnet.parity.__main__ import main
+from tests import hang
 
 
 def test_hooks_on_stages_leave_the_fused_path_and_are_taken_off():
@@ -162,7 +163,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_runs(option, ca
 def test_the_command_in_a_process_of_its_own(tmp_path):
     path = tmp_path / "report.json"
     command = [sys.executable, "-m", "fused_resnet.parity", "--model", "resnet18", "--size", "40", "--device", "cpu"]
-    result = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=hang.SECONDS)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith("passed: resnet18: 6 outputs")
     assert json.loads(path.read_text())["passed"] is True
