@@ -14,6 +14,8 @@ import pathlib
 import resource
 import tempfile
 
+import torch
+
 from tests import emulated, hang
 
 
@@ -137,6 +139,8 @@ def outcome(library: ctypes.CDLL, number: int, run, seconds: int = 60) -> str:
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
+        # OpenMP's threads stay behind in a fork, and a parallel region would wait for them for ever
+        torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         library.plant_fault(number)
         try:
