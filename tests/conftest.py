@@ -1,6 +1,7 @@
 """What every test runs under: settings that must stand before torch or triton is imported come first."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Asks NVML instead of the driver, so that a test may still fork.
@@ -40,6 +41,13 @@ def defaults(monkeypatch):
     fused_resnet.use_backend(backend)
     torch.set_grad_enabled(grad)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def threads():
+    """Two threads; `thread(function, *arguments)` runs the call there and gives its result."""
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        yield [lambda *call, pool=pool: pool.submit(*call).result() for pool in (first, second)]
 
 
 def pytest_runtest_setup(item):
