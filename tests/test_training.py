@@ -35,6 +35,12 @@ def step(block, x, grad=None, backend="reference"):
     return {"y": y.detach(), "x": x.grad, **{n: p.grad for n, p in block.named_parameters() if p.grad is not None}}
 
 
+def amp_step(block, x, grad=None, backend="reference"):
+    """The same of a copy of the block, under autocast to bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        return step(copy.deepcopy(block), x, grad, backend)
+
+
 def functions(y):
     """How many fused Functions lie behind y."""
     seen, nodes = set(), [y.grad_fn]

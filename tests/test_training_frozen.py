@@ -9,7 +9,7 @@ from torch import nn
 from fused_resnet import freeze, models, use_backend
 from fused_resnet.ops import dispatch
 from tests.parity import assert_as_near
-from tests.test_training import F64, TRAINED, by_id, fresh, fused_path, step
+from tests.test_training import F64, TRAINED, amp_step, by_id, fresh, fused_path, step
 from tests.twins import ABSENT, FAMILIES, settle, torchvision
 
 needs_torchvision = pytest.mark.skipif(torchvision is None, reason=ABSENT)
@@ -88,16 +88,15 @@ def test_autocast_keeps_the_maps_in_its_dtype():
     block, x = fresh(TRAINED[5], torch.float32)
     freeze_norms(block)
 
-    def amp(backend):
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            found = step(copy.deepcopy(block), x, backend=backend)
+    def theirs():
+        found = amp_step(block, x, backend="auto")
         # torchvision's norm promotes to its buffers' float32
-        return found if backend != "auto" else found | {"y": found["y"].bfloat16()}
+        return found | {"y": found["y"].bfloat16()}
 
-    ours = amp("reference")
+    ours = amp_step(block, x)
     assert ours["y"].dtype == torch.bfloat16 and ours["conv1.weight"].dtype == torch.float32
     exact = step(copy.deepcopy(block).double(), x.double(), backend="auto")
-    assert_as_near(ours, lambda: amp("auto"), exact, flips=True)
+    assert_as_near(ours, theirs, exact, flips=True)
 
 
 @needs_torchvision

@@ -12,7 +12,7 @@ from fused_resnet import Bottleneck, use_backend
 from fused_resnet.ops import asked, dispatch
 from tests.parity import assert_as_near
 from tests.test_blocks import randomise
-from tests.test_training import TRAINED, fresh, step
+from tests.test_training import TRAINED, amp_step, fresh, step
 
 
 def test_frozen_parts_cost_and_get_nothing():
@@ -30,16 +30,11 @@ def test_frozen_parts_cost_and_get_nothing():
 
 def test_autocast_keeps_master_weights_gradients_in_float32():
     block, x = fresh(TRAINED[5], torch.float32)
-
-    def amp(backend):
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return step(copy.deepcopy(block), x, backend=backend)
-
-    ours, theirs = amp("reference"), amp("auto")
+    ours, theirs = amp_step(block, x), amp_step(block, x, backend="auto")
     for name in theirs:
         assert ours[name].dtype == theirs[name].dtype, name
     exact = step(copy.deepcopy(block).double(), x.double(), backend="auto")
-    assert_as_near(ours, lambda: amp("auto"), exact, flips=True)
+    assert_as_near(ours, lambda: amp_step(block, x, backend="auto"), exact, flips=True)
 
 
 def test_a_gradient_scaler_trains_float16_and_skips_what_overflowed():
