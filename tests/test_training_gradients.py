@@ -19,7 +19,7 @@ from fused_resnet.parity import sampled
 
 FACTOR = 1.25  # of eager's error, for every parameter
 FLIPPED = 2.0  # of rounding's: what a flip or two may add to one parameter's
-DISTURBED = 4  # runs
+DISTURBED = 2  # runs
 
 
 @pytest.fixture(autouse=True)
