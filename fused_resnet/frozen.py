@@ -211,9 +211,11 @@ class FrozenBlock(nn.Module):
         stride = convs[1].stride
         windows = [(conv.weight.shape[2], conv.stride, conv.padding) for conv in convs]
         plain = (1, (1, 1), (0, 0))
-        shortcut = downsample is None or (
-            downsample.weight.shape[2:] == (1, 1) and downsample.stride == stride and downsample.padding == (0, 0)
-        )
+        if downsample is None:  # option A at stride 1 adds channels
+            shortcut = convs[0].weight.shape[1] == convs[2].weight.shape[0]
+        else:
+            window = (downsample.weight.shape[2:], downsample.stride, downsample.padding)
+            shortcut = window == ((1, 1), stride, (0, 0))
         middle = windows[1] == (3, (stride[0],) * 2, (1, 1)) and convs[1].dilation == (1, 1)
         return windows[0] == windows[2] == plain and middle and shortcut
 

@@ -51,6 +51,14 @@ def test_it_is_the_block(c_in, planes, stride):
     assert ops.bottleneck_inference(x[:0], *arguments_of(block), stride).shape == (0, *y.shape[1:])
 
 
+def test_a_shortcut_that_adds_channels_is_not_the_op():
+    block = block_of(16, 4, 1)
+    block.downsample, x = fused_resnet.OptionAShortcut(8, 16), torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    block.conv1 = conv1x1(8, 4).double()
+    with torch.no_grad(), use_backend("reference"):
+        torch.testing.assert_close(freeze(block)(x), block(x))
+
+
 @pytest.mark.parametrize(("c_in", "planes", "stride"), SHAPES[1:])
 def test_opcheck(c_in, planes, stride):
     x = torch.randn(2, c_in, 5, 6)
