@@ -168,6 +168,42 @@ def test_what_rounds_inside_is_disturbed_inside():
     assert (seen > 100 * EPS).all()
 
 
+NORMS = {
+    "evaluating": lambda x, mean, var, *rest: F.batch_norm(x, mean, var, *rest),
+    "training": lambda x, mean, var, *rest: F.batch_norm(x, mean, var, *rest, training=True),
+    "training, nothing running": lambda x, mean, var, *rest: F.batch_norm(x, None, None, *rest, training=True),
+    "plain": lambda x, mean, var, *rest: F.batch_norm(x, mean, var),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_a_disturbed_norm_is_the_norm(norm):
+    x, (mean, var, weight, bias) = torch.rand(3, 5, 4, 6), torch.rand(4, 5)
+    one, other = ([mean.clone(), var.clone()] for _ in range(2))
+    right = norm(x, *one, weight, bias)
+    with Rounding(0):
+        found = norm(x, *other, weight, bias)
+    assert not torch.equal(found, right)
+    torch.testing.assert_close((found, *other), (right, *one), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_errs_alike_at_all_pixels_of_a_channel(training):
+    """Its bias is large, and one rounding of what is added moves the whole channel."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(4, 16, 13, 16, generator=generator)
+        weight, bias, mean, var = (torch.rand(16, generator=generator) + 0.1 for _ in range(4))
+        given = [x, mean, var, weight, 30 * bias]
+
+        def norm(x, mean, var, *rest):
+            return F.batch_norm(x, mean.clone(), var.clone(), *rest, training=training)
+
+        gold = norm(*(one.double() for one in given))
+        row = compare("y", norm(*given), gold, sampled(lambda given=given: norm(*given), seed=seed))
+        assert row.share < 0.6, row
+
+
 def test_the_same_seed_disturbs_alike_and_another_does_not():
     x = torch.randn(50)
     one, again, other = (next(sampled(lambda: x * 1.1 + 0.3, seed=seed)) for seed in (0, 0, 1))

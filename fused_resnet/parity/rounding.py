@@ -54,20 +54,73 @@ def _var_mean(x: Tensor, dim: list[int] | None = None, *, correction: float | No
     return squares / max(count - (1 if correction is None else correction), 0), mean if keepdim else mean.squeeze(dim)
 
 
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With one factor and one summand a channel, whose roundings all of its pixels share: as ATen's CPU kernels do.
+
+    torch's own decomposition rounds pixel by pixel alone, and says that a channel's mean hardly errs.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if training:
+        over = [dim for dim in range(x.dim()) if dim != 1]
+        var, mean = _var_mean(wide, over, correction=0)
+        count = x.numel() / x.shape[1]
+        for running, new in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
+            if running is not None:
+                running.copy_(momentum * new + (1 - momentum) * running)
+    else:
+        mean, var = running_mean.to(wide.dtype), running_var.to(wide.dtype)
+    invstd = (var + eps).rsqrt()
+    factor = invstd if weight is None else invstd * weight
+    summand = -mean * factor if bias is None else bias - mean * factor
+    a_channel = (-1, *[1] * (x.dim() - 2))
+    y = (wide * factor.view(a_channel) + summand.view(a_channel)).to(x.dtype)
+    return (y, mean, invstd) if training else (y, x.new_zeros(0), x.new_zeros(0))
+
+
+def _with_reserve(*arguments: Any, **keywords: Any) -> tuple[Tensor, ...]:
+    y, *saved = _batch_norm(*arguments, **keywords)
+    return y, *saved, y.new_zeros(0, dtype=torch.uint8)
+
+
+def _batch_norms(aten: Any) -> dict[Any, Callable]:
+    """The operations that F.batch_norm becomes, by device and release."""
+    legit = aten._native_batch_norm_legit
+    return {
+        aten.native_batch_norm.default: _batch_norm,
+        aten.cudnn_batch_norm.default: _with_reserve,
+        legit.default: _batch_norm,
+        legit.no_stats: lambda x, weight, bias, *rest: _batch_norm(x, weight, bias, None, None, *rest),
+        aten._native_batch_norm_legit_no_training.default: lambda *given: _batch_norm(*given[:5], False, *given[5:]),
+        aten._batch_norm_with_update.default: lambda *given: _with_reserve(*given[:5], True, *given[5:]),
+        aten._batch_norm_no_update.default: lambda *given: _with_reserve(*given[:5], False, *given[5:]),
+    }
+
+
 def _composed() -> dict[Any, Callable]:
     """Operations that round on the way to their result, as the simpler ones that they consist of."""
     aten = torch.ops.aten
     names = (
-        "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-        "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "native_batch_norm_backward",
-        "cudnn_batch_norm_backward", "batch_norm_backward", "_softmax", "_log_softmax",
+        "native_batch_norm_backward", "cudnn_batch_norm_backward", "batch_norm_backward", "_softmax", "_log_softmax",
     )  # fmt: skip
     found = torch._decomp.get_decompositions([getattr(aten, name) for name in names])
-    return found | {
-        aten.addcmul.default: _addcmul,
-        aten.var_mean.correction: _var_mean,
-        aten.var.correction: lambda *arguments, **keywords: _var_mean(*arguments, **keywords)[0],
-    }
+    return (
+        found
+        | _batch_norms(aten)
+        | {
+            aten.addcmul.default: _addcmul,
+            aten.var_mean.correction: _var_mean,
+            aten.var.correction: lambda *arguments, **keywords: _var_mean(*arguments, **keywords)[0],
+        }
+    )
 
 
 class Rounding(TorchDispatchMode):
