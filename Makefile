@@ -30,7 +30,7 @@ test test-oldest:
 
 test-sanitized:
 	@python=$$(.ci/environment test) && \
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m tests.sanitized -n $(WORKERS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python -m tests.support.sanitized -n $(WORKERS) --dist worksteal $(ARGS)
 
 # .ci/environment goes on where the extension does not compile; that and the compiler's words are in the JSON.
 gpu:

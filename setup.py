@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 ARCHS = "sm_80 sm_90a compute_90"
 ASK = "FUSED_RESNET_CUDA_ARCHS=default asks for it"
-HOPPER = "sm_90a"  # the one architecture of the sources below
-HOPPER_SOURCES = ("conv*.cu", "bottleneck*.cu", "stem*.cu")
+HOPPER = "sm_90a"  # the one architecture of sources that include NEEDS_HOPPER
+NEEDS_HOPPER = '#include "launch/hopper.h"'
 MIN_NVCC = (12, 5)  # the first with cudaGetDriverEntryPointByVersion; tried are those of 13.0
 JOB_BYTES = 2 << 30
 TICK_S = 15
@@ -166,7 +166,7 @@ def gencode(names: list[str]) -> list[str]:
 
 def needs_hopper(source: Path) -> bool:
     """Whether a source holds kernels of TMA and wgmma, which no other architecture has."""
-    return any(source.match(pattern) for pattern in HOPPER_SOURCES)
+    return NEEDS_HOPPER in source.read_text()
 
 
 def build_needs() -> tuple[str, str]:
@@ -257,15 +257,20 @@ def ninja_file(extension: Extension, headers: str, output: Path) -> str:
     python = [f"-isystem{path}" for path in (headers, sysconfig.get_path("include"))]
     lines, objects = [RULES.format(nvcc=nvcc, flags=escaped(shlex.join(gencode(names) + ccbin)))], []
     for source in map(Path, extension.sources):
-        compiler, flags = nvcc, [*cuda, *gencode([HOPPER] if needs_hopper(source) else names)]
+        compiler, flags = nvcc, [*cuda, *gencode([HOPPER] if needs_hopper(ROOT / source) else names)]
         if source.suffix == ".cpp":
             compiler, flags = escaped(cxx or "c++"), [*HOST_FLAGS, *python]
-        objects.append(escaped(f"{source.stem}.o", path=True))
+        objects.append(escaped(object_of(source), path=True))
         lines.append(f"build {objects[-1]}: compile {escaped(str(ROOT / source), path=True)}")
         lines.append(f"  compiler = {compiler}")
         lines.append(f"  flags = {escaped(shlex.join([*FLAGS, *flags, *defines]))}")
     lines.append(f"build {escaped(str(output), path=True)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+def object_of(source: Path) -> str:
+    """Its path in one word: most launchers are called launch.cu."""
+    return "-".join(source.with_suffix(".o").parts[1:])
 
 
 def escaped(text: str, path: bool = False) -> str:
@@ -284,7 +289,8 @@ def left_out() -> str:
 def compiled_extensions() -> list[Extension]:
     """The extension module to compile: `fused_resnet._C`."""
     names = architectures()
-    launchers = sorted((CSRC / "launch").glob("*.cu"), key=lambda source: (not needs_hopper(source), source))
+    launchers = [*(CSRC / "kernels").rglob("*.cu"), *(CSRC / "launch").glob("*.cu"), CSRC / "shared_bytes.cu"]
+    launchers.sort(key=lambda source: (not needs_hopper(source), source))
     sources = [*launchers, CSRC / "bindings.cpp"]  # what takes longest first
     if HOPPER not in names:
         sources = [source for source in sources if not needs_hopper(source)]

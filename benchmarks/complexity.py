@@ -19,8 +19,8 @@ import fused_resnet
 from fused_resnet.blocks import OptionAShortcut
 from fused_resnet.models import CIFAR_MODELS, TORCHVISION_MODELS
 
-from . import _environment, _report
-from .classic_networks import alexnet, lenet5, plain34, vgg
+from .record import environment, report
+from .subjects.classic_networks import alexnet, lenet5, plain34, vgg
 
 # Multiply-adds in billions as their authors give them (He et al. 2015, table 1 and figure 3), to hold ours against.
 PUBLISHED_GMACS = {
@@ -99,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             " x ".join(map(str, row["input"])),
             f"{row['parameters'] / 1e6:.3f}",
             f"{row['gmacs']:.3f}" if row["gmacs"] >= 0.01 else f"{row['gmacs']:.5f}",
-            _report.number(row["published_gmacs"]),
+            report.number(row["published_gmacs"]),
             f"{row['gmacs'] / figures['vgg19']['gmacs']:.3f}",
         ]
         for name, row in figures.items()
     ]
-    _report.show_table(
+    report.show_table(
         "Parameters and multiply-adds of one image",
         ["network", "input", "parameters (M)", "GMACs", "published", "of VGG-19"],
         table,
@@ -115,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "schema": 1,
             "benchmark": "complexity",
             "torch": torch.__version__,
-            "commit": _environment.commit(),
+            "commit": environment.commit(),
             "networks": figures,
         }
-        _report.write_json(options.json, document)
+        report.write_json(options.json, document)
     return 0
 
 

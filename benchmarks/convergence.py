@@ -22,10 +22,10 @@ from torch import nn
 import fused_resnet
 from fused_resnet import BackendError
 
-from . import _environment, _report
-from ._data import Data
-from ._learning import Curve, Schedule, processes, train, unfused, world
-from ._options import add_training_arguments, training_setup
+from .learning.data import Data
+from .learning.options import add_training_arguments, training_setup
+from .learning.train import Curve, Schedule, processes, train, unfused, world
+from .record import environment, report
 
 ROWS = ("fused_resnet", "eager")
 COLOURS = {"fused_resnet": "#2a6f97", "eager": "#d1495b"}
@@ -60,7 +60,7 @@ def network(name: str, classes: int, seed: int) -> nn.Module:
 
 
 def learn(
-    options: argparse.Namespace, data: Data, schedule: Schedule, device: torch.device, bar: _report.Progress
+    options: argparse.Namespace, data: Data, schedule: Schedule, device: torch.device, bar: report.Progress
 ) -> list[dict[str, object]]:
     """Every row from every seed: {"row", "seed", "seconds", the curve}."""
     runs = []
@@ -129,7 +129,7 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{document['model']} on {document['data']}: a line per seed", fontsize=11)
-    figure.text(0.01, 0.005, _environment.headline(document["environment"]), fontsize=6, color="#555555")
+    figure.text(0.01, 0.005, environment.headline(document["environment"]), fontsize=6, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -149,7 +149,7 @@ def show(document: dict[str, object]) -> None:
     agree = "within" if found["agree"] else "MORE than"
     note = f"the means differ by {100 * abs(found['difference']):.2f}, {agree} the allowed {100 * found['allowed']:.2f}"
     title = f"{document['model']} on {document['data']}, {document['options']['epochs']} epochs: accuracy in %"
-    _report.show_table(title, ["row", "seeds", "mean", "spread", "seconds"], table, [note])
+    report.show_table(title, ["row", "seeds", "mean", "spread", "seconds"], table, [note])
 
 
 def run(options: argparse.Namespace) -> dict[str, object] | None:
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> dict[str, object] | None:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1")
     device, data, schedule = training_setup(options)
     network(options.model, data.classes, 0)  # a wrong name is said before anything is started
-    with processes(device) as own, _report.Progress("convergence", options.quiet or _is_follower()) as bar:
+    with processes(device) as own, report.Progress("convergence", options.quiet or _is_follower()) as bar:
         runs = learn(options, data, schedule, own, bar)
         rank, size = world()
     if rank:
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, object] | None:
         "processes": size,
         "method": METHOD,
         "backend": options.backend,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "options": {key: getattr(options, key) for key in ("epochs", "batch", "rate", "dtype", "seeds")},
         "runs": runs,
     }
@@ -193,11 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if document is None:
         return 0
-    print(_environment.headline(document["environment"]) + f"; backend {document['backend']}\n")
+    print(environment.headline(document["environment"]) + f"; backend {document['backend']}\n")
     show(document)
     folder = Path(options.out)
     target = Path(options.json) if options.json else folder / "convergence.json"
-    _report.write_json(target, document)
+    report.write_json(target, document)
     missing = chart(folder / "convergence.png", document)
     print(f"written: {target}" + (f"; {missing}" if missing else f" and {folder / 'convergence.png'}"))
     found, wrong = document["verdict"], []

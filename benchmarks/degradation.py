@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fused_resnet import BackendError, BasicBlock
+from fused_resnet.blocks.stem import stem_forward
 from fused_resnet.models import CifarResNet
-from fused_resnet.stem import stem_forward
 
-from . import _environment, _report
-from ._learning import train
-from ._options import add_training_arguments, training_setup
+from .learning.options import add_training_arguments, training_setup
+from .learning.train import train
+from .record import environment, report
 
 KINDS = ("plain", "residual")
 METHOD = (
@@ -107,7 +107,7 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
         panel.set(title=f"{run['kind']}, {run['depth']} layers: gradient norm", xlabel="epoch", ylabel="convolution")
         figure.colorbar(drawn, ax=panel)
     figure.suptitle(f"Plain and residual networks on {document['data']}", fontsize=12)
-    figure.text(0.01, 0.005, _environment.headline(document["environment"]), fontsize=6, color="#555555")
+    figure.text(0.01, 0.005, environment.headline(document["environment"]), fontsize=6, color="#555555")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -125,13 +125,13 @@ def show(document: dict[str, object]) -> None:
                 f"{run['kind']} {run['depth']}",
                 f"{100 * run['training_error'][-1]:.2f}",
                 f"{100 * run['accuracy'][-1]:.2f}",
-                *(_report.scientific(norms[index]) for norms in (first, last) for index in (0, -1)),
+                *(report.scientific(norms[index]) for norms in (first, last) for index in (0, -1)),
             ]
         )
     columns = ["network", "training error %", "accuracy %", "first layer's gradient, first epoch", "last layer's"]
     columns += ["first layer's, last epoch", "last layer's "]
     title = f"{document['data']}, {document['options']['epochs']} epochs"
-    _report.show_table(title, columns, table, ["gradients: norms of the convolutions' weight gradients"])
+    report.show_table(title, columns, table, ["gradients: norms of the convolutions' weight gradients"])
 
 
 def run(options: argparse.Namespace) -> dict[str, object]:
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     runs, count = [], len(KINDS) * len(options.depth)
     networks = [(kind, depth) for depth in options.depth for kind in KINDS]
     models = [network(kind, depth, data.classes, options.seed) for kind, depth in networks]
-    with _report.Progress("degradation", options.quiet) as bar:
+    with report.Progress("degradation", options.quiet) as bar:
         for (kind, depth), model in zip(networks, models, strict=True):
 
             def progress(epoch: int, kind: str = kind, depth: int = depth) -> None:
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "images": {"train": len(data.train), "test": len(data.test)},
         "method": METHOD,
         "backend": options.backend,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "options": {key: getattr(options, key) for key in ("epochs", "batch", "rate", "dtype", "seed", "depth")},
         "runs": runs,
     }
@@ -169,11 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, BackendError) as error:
         print(f"benchmarks.degradation: {error}", file=sys.stderr)
         return 2
-    print(_environment.headline(document["environment"]) + f"; backend {document['backend']}\n")
+    print(environment.headline(document["environment"]) + f"; backend {document['backend']}\n")
     show(document)
     folder = Path(options.out)
     target = Path(options.json) if options.json else folder / "degradation.json"
-    _report.write_json(target, document)
+    report.write_json(target, document)
     missing = chart(folder / "degradation.png", document)
     print(f"written: {target}" + (f"; {missing}" if missing else f" and {folder / 'degradation.png'}"))
     return 0

@@ -34,8 +34,8 @@ from fused_resnet.models.resnet import ResNet
 from fused_resnet.ops import dispatch
 from fused_resnet.parity import Row, compare, sampled, table
 
-from . import _environment
-from ._learning import unfused
+from .learning.train import unfused
+from .record import environment
 
 RUNS = 8
 REDRAWS = 50
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None, progress: Callable[[str], object] = 
         document = {
             "schema": 1,
             "benchmark": "fuzz",
-            "environment": _environment.environment(torch.device("cpu")),
+            "environment": environment.environment(torch.device("cpu")),
             "command": f"python -m benchmarks.fuzz --first {options.first} --count {options.count}",
             "summary": summary,
             "disagreements": [dataclasses.asdict(one) | {"share": str(one.share)} for one in wrong],

@@ -19,8 +19,10 @@ from torch import Tensor
 from fused_resnet import BackendError
 from fused_resnet.ops import dispatch
 
-from . import _environment, _report, _rows
-from ._candidates import (
+from .meters import rows as meter
+from .meters.rows import Row
+from .record import environment, report
+from .subjects.candidates import (
     CHANNELS_LAST,
     DEFAULT,
     FLOAT32_LIMIT,
@@ -31,9 +33,8 @@ from ._candidates import (
     prepare,
     variants,
 )
-from ._peers import PEERS
-from ._photos import batch_of_photographs, photographs
-from ._rows import Row
+from .subjects.peers import PEERS
+from .subjects.photos import batch_of_photographs, photographs
 
 CALIBRATION_IMAGES = 8
 METHOD = (
@@ -80,7 +81,7 @@ def checked_device(options: argparse.Namespace) -> torch.device:
             raise ValueError(f"{name} {value}: expected at least 1")
     if options.size < 32 or options.seconds < 0 or options.pause < 0:
         raise ValueError("expected --size of at least 32, and --seconds and --pause of at least 0")
-    return _environment.resolve_device(options.device)
+    return environment.resolve_device(options.device)
 
 
 def weights_described(options: argparse.Namespace) -> str:
@@ -104,7 +105,7 @@ def candidates(
     def add(row: Row, make: Callable[[], Call]) -> None:
         progress(f"preparing {row['label']}")
         rows.append(row)
-        call = _rows.started(row, lambda: checked(row, make(), gold)) if row["status"] == "ok" else None
+        call = meter.started(row, lambda: checked(row, make(), gold)) if row["status"] == "ok" else None
         if call is not None:
             calls[row["label"]] = call
 
@@ -129,11 +130,11 @@ def measure(
     options: argparse.Namespace,
     device: torch.device,
     seconds: float,
-    progress: _rows.Progress,
+    progress: meter.Progress,
 ) -> dict[str, object]:
     """All rows of one batch, as a JSON-ready dictionary."""
     rows, calls = candidates(network, images, device, options.peers, lambda text: progress(0.0, text))
-    result = _rows.timed(
+    result = meter.timed(
         rows,
         calls,
         len(images),
@@ -144,8 +145,8 @@ def measure(
         seed=options.seed,
         progress=progress,
     )
-    _rows.compare(rows, "speedup_vs_default", DEFAULT.label(network.baseline_name))
-    _rows.compare(rows, "speedup_vs_channels_last", CHANNELS_LAST.label(network.baseline_name))
+    meter.compare(rows, "speedup_vs_default", DEFAULT.label(network.baseline_name))
+    meter.compare(rows, "speedup_vs_channels_last", CHANNELS_LAST.label(network.baseline_name))
     return result
 
 
@@ -153,10 +154,10 @@ def cells(row: Row) -> list[str]:
     """A measured row's text below COLUMNS."""
     error = row["error"]
     return [
-        _report.number(row["speedup_vs_default"], 2, "x"),
-        _report.number(row["speedup_vs_channels_last"], 2, "x"),
-        _report.scientific(error["max_abs"]),
-        _report.scientific(error["relative_rms"]),
+        report.number(row["speedup_vs_default"], 2, "x"),
+        report.number(row["speedup_vs_channels_last"], 2, "x"),
+        report.scientific(error["max_abs"]),
+        report.scientific(error["relative_rms"]),
         f"{100 * error['top1_agreement']:.0f} %",
     ]
 
@@ -170,7 +171,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "benchmark": "inference",
         "model": options.model,
         "size": options.size,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "method": METHOD,
         "baseline": network.baseline_is,
         "backend": dispatch.current(),
@@ -179,16 +180,16 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "options": {name: getattr(options, name) for name in ("seconds", "rounds", "pause", "peers", "seed")},
         "batches": [],
     }
-    with _report.Progress(f"{options.model} inference", options.quiet) as bar:
+    with report.Progress(f"{options.model} inference", options.quiet) as bar:
         if not options.weights:
             bar.update(0.0, "statistics of the photographs")
             network.calibrate(batch_of_photographs(CALIBRATION_IMAGES, options.size, options.seed + 1))
 
-        def of_batch(batch: int, seconds: float, progress: _rows.Progress) -> dict[str, object]:
+        def of_batch(batch: int, seconds: float, progress: meter.Progress) -> dict[str, object]:
             images = batch_of_photographs(batch, options.size, options.seed)
             return measure(network, images, options, device, seconds, progress)
 
-        document["batches"] += _rows.each_batch(batches, options.seconds, bar, of_batch)
+        document["batches"] += meter.each_batch(batches, options.seconds, bar, of_batch)
     return document
 
 
@@ -197,23 +198,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         device = checked_device(options)
-        with _rows.cudnn_at_its_best(options.threads):
+        with meter.cudnn_at_its_best(options.threads):
             document = run(options, device)
     except (ValueError, TypeError, OSError, ImportError, BackendError) as error:
         print(f"benchmarks.inference: {error}", file=sys.stderr)
         return 2
-    print(_environment.headline(document["environment"]))
+    print(environment.headline(document["environment"]))
     print(f"baseline: {document['baseline']}\nweights: {document['weights']}\n")
     for result in document["batches"]:
         name = f"{options.model}, batch {result['batch']}, {options.size} x {options.size}, {result['rounds']} rounds"
-        _rows.show(result, name, COLUMNS, cells)
+        meter.show(result, name, COLUMNS, cells)
     wrong = [
         text
         for result in document["batches"]
-        for text in _rows.failures(result, "logits", lambda row: row["error"]["relative_rms"])
+        for text in meter.failures(result, "logits", lambda row: row["error"]["relative_rms"])
     ]
     title = f"{options.model} inference, {options.size} x {options.size} photographs"
-    return _rows.finish(options, document, title, wrong)
+    return meter.finish(options, document, title, wrong)
 
 
 if __name__ == "__main__":

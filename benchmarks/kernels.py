@@ -25,9 +25,9 @@ from pathlib import Path
 from fused_resnet.backends.triton import plan as planning
 from fused_resnet.tuning import Choice, lookup
 
-from . import _aot, _cuda_kernels
-from ._convolutions import MODELS, Convolution, convolutions
-from ._training_kernels import class_of, training_plans
+from .meters import aot, cuda_kernels
+from .subjects.convolutions import MODELS, Convolution, convolutions
+from .subjects.training_kernels import class_of, training_plans
 
 ARCHITECTURES = (80, 90, 100)
 MODES = ("inference", "training", "cuda")
@@ -74,7 +74,7 @@ def _identity(row: Row) -> str:
     """Equal for rows that compile to the same kernel."""
     from fused_resnet.backends.triton.kernels import KERNELS
 
-    compiled = _aot.signature_of(row.plan, KERNELS[row.plan.kernel])
+    compiled = aot.signature_of(row.plan, KERNELS[row.plan.kernel])
     return f"{row.arch} {row.plan.kernel} {compiled} {row.plan.num_warps} {row.plan.num_stages}"
 
 
@@ -125,7 +125,7 @@ def compile_row(row: Row) -> dict:
     described = asdict(replace(row, plan=None)) | {"kernel": row.plan.kernel}
     del described["plan"]
     try:
-        return described | _aot.resources_of(_aot.compile_plan(row.plan, row.arch)).as_dict()
+        return described | aot.resources_of(aot.compile_plan(row.plan, row.arch)).as_dict()
     except Exception as error:  # a compiler can fail in any way, and the report says how
         return described | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         triton_version, compiled = _triton_results(options)
-        ours = _cuda_kernels.results(options.arch) if "cuda" in options.mode else []
+        ours = cuda_kernels.results(options.arch) if "cuda" in options.mode else []
     except (ImportError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -223,8 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         report = {"triton": triton_version, "dtype": options.dtype, "batch": BATCH, "kernels": results}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    wrong = complaints(compiled, options.dtype) + _cuda_kernels.complaints(ours)
-    wrong += _cuda_kernels.ptxas_warnings() if ours else []
+    wrong = complaints(compiled, options.dtype) + cuda_kernels.complaints(ours)
+    wrong += cuda_kernels.ptxas_warnings() if ours else []
     print("\n".join(wrong), file=sys.stderr) if wrong else None
     return 1 if wrong else 0
 

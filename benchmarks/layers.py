@@ -20,10 +20,11 @@ from fused_resnet import BackendError, use_backend
 from fused_resnet.models import TORCHVISION_MODELS
 from fused_resnet.ops import dispatch
 
-from . import _environment, _report, _timing
-from ._ceilings import ceilings
-from ._graph import kernels, steps
-from ._layer import Layer, choose_backend, eager_calls, our_calls, relative_error
+from .meters import timing
+from .meters.ceilings import ceilings
+from .record import environment, report
+from .subjects.graph import kernels, steps
+from .subjects.layer import Layer, choose_backend, eager_calls, our_calls, relative_error
 
 # Relative RMS difference from eager above which a fused row is wrong; the sums are the same but for their order.
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -63,13 +64,13 @@ def measure(layer: Layer, device: torch.device, dtype: torch.dtype, seconds: flo
             row["relative_rms"] = relative_error(call(), expected)
             call()
         except Exception as error:  # a row that cannot run is reported as such, and the others still run
-            row["status"] = f"error: {_timing.describe(error)}"
+            row["status"] = f"error: {timing.describe(error)}"
             continue
         calls[name] = call
-    timed = _timing.interleave(
+    timed = timing.interleave(
         calls,
         seconds=seconds,
-        timer=_timing.timer_for(device),
+        timer=timing.timer_for(device),
         min_rounds=min(3, rounds),
         max_rounds=rounds,
         before=choose_backend,
@@ -78,7 +79,7 @@ def measure(layer: Layer, device: torch.device, dtype: torch.dtype, seconds: flo
         if row["label"] in timed.errors:
             row["status"] = f"error: {timed.errors[row['label']]}"
         elif row["label"] in calls:
-            row.update(_timing.summary(timed.samples[row["label"]]))
+            row.update(timing.summary(timed.samples[row["label"]]))
     return rows
 
 
@@ -120,8 +121,8 @@ def show(document: dict[str, object]) -> None:
         reference = medians.get("eager channels_last")
         speedup = reference / fastest if fastest and reference else None
         reached = 100 * bound / fastest if fastest else None
-        cells = [_report.number(medians.get(label), 3) for label in labels]
-        return [name, times, *cells, _report.number(speedup, 2, "x"), f"{bound:.3f}", _report.number(reached, 0, " %")]
+        cells = [report.number(medians.get(label), 3) for label in labels]
+        return [name, times, *cells, report.number(speedup, 2, "x"), f"{bound:.3f}", report.number(reached, 0, " %")]
 
     table = []
     for result in document["layers"]:
@@ -137,7 +138,7 @@ def show(document: dict[str, object]) -> None:
     )
     columns = ["convolution", "count", *labels, "speedup", "bound", "of bound"]
     notes = ["speedup: eager channels_last / the fastest of ours; of bound: bound / the fastest of ours."]
-    _report.show_table(title, columns, table, [*notes, *document["left_out"]])
+    report.show_table(title, columns, table, [*notes, *document["left_out"]])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -163,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, progress: Callable[[float, str], None]) -> dict[str, object]:
     """Measure everything that was asked for; the document that becomes the JSON file."""
-    device = _environment.resolve_device(options.device)
+    device = environment.resolve_device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     batch = options.batch if options.batch is not None else (256 if device.type == "cuda" else 8)
     if batch < 1 or options.rounds < 1 or options.size < 32 or options.seconds < 0 or options.ceiling_scale <= 0:
@@ -184,7 +185,7 @@ def run(options: argparse.Namespace, progress: Callable[[float, str], None]) -> 
         "batch": batch,
         "size": options.size,
         "dtype": str(dtype).removeprefix("torch."),
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "method": METHOD,
         "ceilings": limits,
         "left_out": Layer.left_out(device, dtype),
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark, backend = torch.backends.cudnn.benchmark, dispatch.current()
     try:
         torch.backends.cudnn.benchmark = True
-        with ExitStack() as left, _report.Progress("layers", options.quiet) as bar, torch.inference_mode():
+        with ExitStack() as left, report.Progress("layers", options.quiet) as bar, torch.inference_mode():
             # Each row asks for its own backend on the way, before it is timed.
             use_backend(backend)
             left.callback(use_backend, backend)
@@ -209,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     finally:
         torch.backends.cudnn.benchmark = benchmark
-    print(_environment.headline(document["environment"]), end="\n\n")
+    print(environment.headline(document["environment"]), end="\n\n")
     show(document)
     if options.json:
-        _report.write_json(options.json, document)
+        report.write_json(options.json, document)
     wrong = failures(document["layers"])
     for text in wrong:
         print(f"FAILED {text}", file=sys.stderr)

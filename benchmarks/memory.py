@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import fused_resnet
 from fused_resnet import BackendError
 
-from . import _environment, _report
-from ._pairs import (
+from .meters.traffic import is_map_of
+from .record import environment, report
+from .subjects.pairs import (
     CASES,
     DTYPES,
     BlockCase,
@@ -33,7 +34,6 @@ from ._pairs import (
     lengths,
     model_pair,
 )
-from ._traffic import is_map_of
 
 MODEL_GOALS = {"resnet50": 0.55}  # of eager's bytes
 COUNTED = "Each saved storage once, whole; the input, parameters and buffers do not count. maps: feature maps only."
@@ -149,12 +149,12 @@ def show(document: dict[str, object]) -> None:
         for entry in document[kind]:
             for label, row in entry["rows"].items():
                 ratio = entry["ratio"] if label == "fused_resnet" else 1.0
-                figures = [_report.number(row[key] / scale, 2) for key in ("maps", "all")]
+                figures = [report.number(row[key] / scale, 2) for key in ("maps", "all")]
                 name = entry.get("block") or entry["model"]
                 table.append([f"{name}: {label}", *figures, str(len(row["saved"])), f"{ratio:.3f}"])
         if table:
             columns = ["row", "maps", "all", "storages", "of eager"]
-            _report.show_table(f"Saved for the backward pass of {shape}", columns, table, [COUNTED])
+            report.show_table(f"Saved for the backward pass of {shape}", columns, table, [COUNTED])
 
 
 def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "schema": 1,
         "benchmark": "memory",
         "counted": COUNTED,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "options": {key: value for key, value in vars(options).items() if key not in ("json", "check")},
     }
     with counting(options):
@@ -181,10 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, BackendError) as error:
         print(f"benchmarks.memory: {error}", file=sys.stderr)
         return 2
-    print(_environment.headline(document["environment"]) + f"; backend {options.backend}\n")
+    print(environment.headline(document["environment"]) + f"; backend {options.backend}\n")
     show(document)
     if options.json:
-        _report.write_json(options.json, document)
+        report.write_json(options.json, document)
         print(f"written: {options.json}")
     entries = [*document["blocks"], *document["models"]]
     wrong = [f"{entry.get('block') or entry['model']}: {text}" for entry in entries for text in entry["missed"]]

@@ -18,8 +18,8 @@ import torch
 import fused_resnet
 from fused_resnet.models import TORCHVISION_MODELS
 
-from . import _environment, _report
-from ._graph import FUSIONS, Kernel, kernels, steps
+from .record import environment, report
+from .subjects.graph import FUSIONS, Kernel, kernels, steps
 
 # Measured on one H200: dense bfloat16 matrix product, and device-to-device copy (bytes read plus written).
 H200_TFLOPS, H200_TBS = 790.0, 4.3
@@ -97,16 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ceilings = f"{options.itemsize} bytes/element, {options.tflops:g} TFLOP/s, {options.tbs:g} TB/s"
     title = f"Inference bounds per image: batch {options.batch}, {options.size} x {options.size}, {ceilings}"
     columns = ["model and fusion", "kernels", "GFLOP", "MB", "us", "images/s", "memory-bound", "vs eager"]
-    _report.show_table(title, columns, table, ["GFLOP counts a multiply-add as two operations."])
+    report.show_table(title, columns, table, ["GFLOP counts a multiply-add as two operations."])
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "model")}
-        _report.write_json(
+        report.write_json(
             options.json,
             {
                 "schema": 1,
                 "benchmark": "roofline",
                 "options": settings,
-                "commit": _environment.commit(),
+                "commit": environment.commit(),
                 "models": models,
             },
         )

@@ -20,8 +20,9 @@ import torch
 import fused_resnet
 from fused_resnet import BackendError
 
-from . import _environment, _report
-from ._pairs import (
+from .meters.traffic import OpTraffic, block_step, is_map_of, model_step, phase_sum
+from .record import environment, report
+from .subjects.pairs import (
     CASES,
     DTYPES,
     BlockCase,
@@ -34,7 +35,6 @@ from ._pairs import (
     lengths,
     model_pair,
 )
-from ._traffic import OpTraffic, block_step, is_map_of, model_step, phase_sum
 
 PHASES = ("forward", "backward")
 MODEL_GOALS = {"resnet50": 0.45}  # of eager's bytes
@@ -165,28 +165,28 @@ def show(document: dict[str, object], ops: bool) -> None:
     for entry in document["blocks"]:
         for label, row in entry["rows"].items():
             ratio = entry["ratio"] if label == "fused_resnet" else 1.0
-            figures = [_report.number(row[key], 2) for key in keys]
+            figures = [report.number(row[key], 2) for key in keys]
             table.append([f"{entry['block']}: {label}", *figures, f"{ratio:.3f}"])
     options = document["options"]
     shape = f"batch {options['batch']}, {options['planes']} planes, output {options['extent']} x {options['extent']}"
-    _report.show_table(f"One training step of a block, in T ({shape}, {options['dtype']})", columns, table, [RULES])
+    report.show_table(f"One training step of a block, in T ({shape}, {options['dtype']})", columns, table, [RULES])
     for entry in document["blocks"] if ops else ():
         for label, row in entry["rows"].items():
             lines = [
                 [f"{op['phase']} {op['op']}", str(op["calls"]), *(f"{op[key]:.2f}" for key in op if key in OP_COLUMNS)]
                 for op in row["ops"]
             ]
-            _report.show_table(f"{entry['block']}: {label}, in T", ["op", "calls", *OP_COLUMNS.values()], lines)
+            report.show_table(f"{entry['block']}: {label}, in T", ["op", "calls", *OP_COLUMNS.values()], lines)
     table = []
     for entry in document["models"]:
         for label, row in entry["rows"].items():
             ratio = entry["ratio"] if label == "fused_resnet" else 1.0
-            figures = [_report.number(row[key] / 1e6, 1) for key in keys]
+            figures = [report.number(row[key] / 1e6, 1) for key in keys]
             table.append([f"{entry['model']}: {label}", *figures, f"{ratio:.3f}"])
     if table:
         shape = f"batch {options['batch']}, {options['size']} x {options['size']}, {options['dtype']}"
         title = f"One training step of a network, in MB per image ({shape})"
-        _report.show_table(title, columns, table, ["of eager: the step's bytes, everything counted"])
+        report.show_table(title, columns, table, ["of eager: the step's bytes, everything counted"])
 
 
 OP_COLUMNS = {"maps_read": "maps read", "maps_written": "maps written", "all": "all"}
@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "schema": 1,
         "benchmark": "traffic",
         "rules": RULES,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "options": {key: value for key, value in vars(options).items() if key not in ("json", "check", "ops")},
     }
     with counting(options):
@@ -216,10 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, BackendError) as error:
         print(f"benchmarks.traffic: {error}", file=sys.stderr)
         return 2
-    print(_environment.headline(document["environment"]) + f"; backend {options.backend}\n")
+    print(environment.headline(document["environment"]) + f"; backend {options.backend}\n")
     show(document, options.ops)
     if options.json:
-        _report.write_json(options.json, document)
+        report.write_json(options.json, document)
         print(f"written: {options.json}")
     entries = [*document["blocks"], *document["models"]]
     wrong = [f"{entry.get('block') or entry['model']}: {text}" for entry in entries for text in entry["missed"]]

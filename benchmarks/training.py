@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fused_resnet import BackendError
 
-from . import _environment, _report, _rows
-from ._candidates import Network
-from ._photos import batch_of_photographs, photographs
-from ._rows import Row
-from ._steps import Recipe, Step, gold, parity, peak_memory, prepare, recipes
+from .meters import rows as meter
+from .meters.rows import Row
+from .record import environment, report
+from .subjects.candidates import Network
+from .subjects.photos import batch_of_photographs, photographs
+from .subjects.steps import Recipe, Step, gold, parity, peak_memory, prepare, recipes
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROMISE = 2.0  # the gradients' error is at most this multiple of eager's own in the same precision
@@ -70,7 +71,7 @@ def checked_device(options: argparse.Namespace) -> torch.device:
             raise ValueError(f"{name} {value}: expected at least {smallest}")
     if options.size < 32 or options.seconds < 0:
         raise ValueError("expected --size of at least 32 and --seconds of at least 0")
-    return _environment.resolve_device(options.device)
+    return environment.resolve_device(options.device)
 
 
 def checked(row: Row, step: Step, truth: dict[str, object], device: torch.device) -> Step:
@@ -83,7 +84,7 @@ def checked(row: Row, step: Step, truth: dict[str, object], device: torch.device
 
 def judge(rows: list[Row], eager: str) -> None:
     """Give every row its speed and its gradients' error over eager's, and ours what that error may be."""
-    _rows.compare(rows, "speedup_vs_eager", eager)
+    meter.compare(rows, "speedup_vs_eager", eager)
     errors = {row["label"]: row["parity"]["gradient_rms"] for row in rows if "parity" in row}
     baseline = max((errors[row["label"]] for row in rows if row["kind"] == "baseline" and "parity" in row), default=0.0)
     for row in rows:
@@ -102,7 +103,7 @@ def measure(
     options: argparse.Namespace,
     device: torch.device,
     seconds: float,
-    progress: _rows.Progress,
+    progress: meter.Progress,
 ) -> dict[str, object]:
     """All rows of one batch, as a JSON-ready dictionary."""
     progress(0.0, "float64 step")
@@ -118,10 +119,10 @@ def measure(
         def prepared(row: Row = row, recipe: Recipe = recipe) -> Step:
             return checked(row, prepare(recipe, network, images, labels, device, options.backend), truth, device)
 
-        step = _rows.started(row, prepared)
+        step = meter.started(row, prepared)
         if step is not None:
             steps[row["label"]] = step
-    result = _rows.timed(
+    result = meter.timed(
         rows,
         steps,
         len(images),
@@ -139,12 +140,12 @@ def cells(row: Row) -> list[str]:
     """A measured row's text below COLUMNS."""
     seen = row["parity"]
     return [
-        _report.number(row["speedup_vs_eager"], 2, "x"),
-        _report.scientific(seen["loss_relative"]),
-        _report.scientific(seen["gradient_rms"]),
-        _report.number(row["error_vs_eager"], 2, "x"),
-        _report.scientific(seen["gradient_worst"]),
-        _report.number(row.get("peak_MiB"), 0),
+        report.number(row["speedup_vs_eager"], 2, "x"),
+        report.scientific(seen["loss_relative"]),
+        report.scientific(seen["gradient_rms"]),
+        report.number(row["error_vs_eager"], 2, "x"),
+        report.scientific(seen["gradient_worst"]),
+        report.number(row.get("peak_MiB"), 0),
     ]
 
 
@@ -161,7 +162,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "model": options.model,
         "size": options.size,
         "dtype": dtype,
-        "environment": _environment.environment(device),
+        "environment": environment.environment(device),
         "method": METHOD,
         "baseline": network.baseline_is,
         "backend": options.backend,
@@ -169,14 +170,14 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "options": {name: getattr(options, name) for name in ("seconds", "rounds", "peers", "seed")},
         "batches": [],
     }
-    with _report.Progress(f"{options.model} training", options.quiet) as bar:
+    with report.Progress(f"{options.model} training", options.quiet) as bar:
 
-        def of_batch(batch: int, seconds: float, progress: _rows.Progress) -> dict[str, object]:
+        def of_batch(batch: int, seconds: float, progress: meter.Progress) -> dict[str, object]:
             images = batch_of_photographs(batch, options.size, options.seed)
             labels = torch.randint(1000, (batch,), generator=torch.Generator().manual_seed(options.seed))
             return measure(network, images, labels, rows, options, device, seconds, progress)
 
-        document["batches"] += _rows.each_batch(batches, options.seconds, bar, of_batch)
+        document["batches"] += meter.each_batch(batches, options.seconds, bar, of_batch)
     return document
 
 
@@ -185,23 +186,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         device = checked_device(options)
-        with _rows.cudnn_at_its_best(options.threads):
+        with meter.cudnn_at_its_best(options.threads):
             document = run(options, device)
     except (ValueError, TypeError, OSError, ImportError, BackendError) as error:
         print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2
-    print(_environment.headline(document["environment"]))
+    print(environment.headline(document["environment"]))
     print(f"baseline: {document['baseline']}; backend: {document['backend']}; {document['dtype']}\n")
     for result in document["batches"]:
         name = f"{options.model} training, batch {result['batch']}, {options.size} x {options.size}"
-        _rows.show(result, f"{name}, {result['rounds']} rounds", COLUMNS, cells)
+        meter.show(result, f"{name}, {result['rounds']} rounds", COLUMNS, cells)
     wrong = [
         text
         for result in document["batches"]
-        for text in _rows.failures(result, "gradients", lambda row: row["parity"]["gradient_rms"])
+        for text in meter.failures(result, "gradients", lambda row: row["parity"]["gradient_rms"])
     ]
     title = f"{options.model} training step, {options.size} x {options.size}, {document['dtype']}"
-    return _rows.finish(options, document, title, wrong)
+    return meter.finish(options, document, title, wrong)
 
 
 if __name__ == "__main__":

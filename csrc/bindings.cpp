@@ -1,26 +1,26 @@
 // The table of contents of fused_resnet._C: what Python can call. No torch: addresses, extents and the stream are ints.
 //
-// Arguments and errors are described in launch/*.h: ValueError for what a kernel does not take, RuntimeError for a
+// Arguments and errors are described in each launch.h: ValueError for what a kernel does not take, RuntimeError for a
 // launch that fails.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "launch/bottleneck_inference.h"
-#include "launch/conv1x1.h"
-#include "launch/conv1x1_backward.h"
-#include "launch/conv1x1_dgrad.h"
-#include "launch/conv1x1_gram.h"
-#include "launch/conv1x1_gram_finish.h"
-#include "launch/conv1x1_products.h"
-#include "launch/conv1x1_wgrad.h"
-#include "launch/conv3x3_halo.h"
-#include "launch/conv3x3_halo_dgrad.h"
-#include "launch/conv3x3_halo_split.h"
-#include "launch/conv3x3_halo_wgrad.h"
+#include "kernels/bottleneck/launch.h"
+#include "kernels/conv1x1/backward/launch.h"
+#include "kernels/conv1x1/dgrad/launch.h"
+#include "kernels/conv1x1/forward/launch.h"
+#include "kernels/conv1x1/gram/launch.h"
+#include "kernels/conv1x1/gram_finish/launch.h"
+#include "kernels/conv1x1/products/launch.h"
+#include "kernels/conv1x1/wgrad/launch.h"
+#include "kernels/conv3x3/dgrad/launch.h"
+#include "kernels/conv3x3/forward/launch.h"
+#include "kernels/conv3x3/split/launch.h"
+#include "kernels/conv3x3/wgrad/launch.h"
+#include "kernels/stem/forward/launch.h"
+#include "kernels/stem/wgrad/launch.h"
 #include "launch/device.h"
 #include "launch/launch.h"
-#include "launch/stem.h"
-#include "launch/stem_wgrad.h"
 
 namespace {
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from . import ops
 from .blocks import BasicBlock, Bottleneck, OptionAShortcut
-from .eligibility import hook_reason
+from .blocks.eligibility import hook_reason
+from .blocks.stem import stem_unfused_reason
 from .frozen import FrozenBlock, FrozenConv, FrozenStem, SafeRange
-from .graphs import Graphs
+from .frozen.graphs import Graphs
 from .ops import checks
 from .ops.asked import one_backend
 from .shapes import ConvShape
-from .stem import stem_unfused_reason
 
 _Block = BasicBlock | Bottleneck
 

@@ -1,1 +1,1 @@
-"""The tests; shared pieces are imported as `tests.parity` and `tests.cases`."""
+"""The tests; shared pieces are imported as `tests.support.parity` and `tests.support.cases`."""

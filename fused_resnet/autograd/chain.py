@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.asked import held
 from .norm import Normalized
-from .pointwise_tail import Tail
 from .residual import TENSORS_A_UNIT, BlockPlan, Incoming, Kept, below, block_backward, block_forward
+from .tail import Tail
 from .unit import gradient_of
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference_parts import add_skip, masked
+from ..backends.reference.parts import add_skip, masked
 from ..ops import training as raw
-from . import grouped, norm, pointwise_tail, shortcut
+from . import grouped, norm, shortcut
+from . import tail as pointwise_tail
 from .norm import Affine, Normalized, pixels
 from .unit import Geometry, Unit
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference_parts import masked
+from ..backends.reference.parts import masked
 from ..ops import training as raw
-from . import pointwise_tail
+from . import tail as pointwise_tail
 from .norm import Affine
 
 

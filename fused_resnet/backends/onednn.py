@@ -17,6 +17,7 @@ from torch import Tensor
 from ..shapes import output_extent
 from . import reference
 from .reference import global_avg_pool, option_a_shortcut  # noqa: F401 - nothing to fuse: torch's own are this backend's
+from .reference.parts import shortcut
 
 OPS = frozenset(("conv_scale_shift_act", "conv_bn_relu_maxpool", "global_avg_pool", "option_a_shortcut"))
 
@@ -64,7 +65,7 @@ def conv_scale_shift_act(
     """`act(conv(x, weight) * scale + shift + shortcut(residual))`; see `fused_resnet.ops.conv_scale_shift_act`."""
     geometry = (stride, padding, dilation, groups)
     if residual is not None:
-        residual = reference.shortcut(residual, weight.shape[0], residual_stride)
+        residual = shortcut(residual, weight.shape[0], residual_stride)
     if running_var is None and bn_weight is None:
         y = _convolve(x, weight, bn_bias, residual, *geometry)
     elif _output_elements(x, weight, *geometry[:3]) - weight.numel() >= _FOLD_SAVES:
@@ -154,7 +155,7 @@ def packed_conv(
         attribute = "relu" if fused_relu else "none"
         y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *tail, attribute, [], "")
     else:
-        added = reference.shortcut(residual, packed.shape[0], residual_stride)
+        added = shortcut(residual, packed.shape[0], residual_stride)
         in_place = overwrite or added is not residual
         if not in_place and _is_nchw_and_nhwc(added):
             y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *tail, "none", [], "").add_(added)

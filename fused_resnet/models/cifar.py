@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import BasicBlock, OptionAShortcut, conv1x1, conv3x3
-from ..stages import features
+from ..blocks.stages import features
 from .resnet import initialise
 
 __all__ = [

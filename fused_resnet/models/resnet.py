@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import BasicBlock, Bottleneck, conv1x1
-from ..stages import features
+from ..blocks.stages import features
 from .weights import build_with_weights, fix, torchvision_builder
 
 __all__ = [

@@ -42,7 +42,7 @@ def _published(enum_name: str, *files: str) -> Published:
     return Published(enum_name, {f"IMAGENET1K_V{version}": file for version, file in enumerate(files, start=1)})
 
 
-# torchvision 0.28, torchvision/models/resnet.py; tests/test_weights.py compares the two where torchvision is installed.
+# torchvision 0.28, torchvision/models/resnet.py; tests/models/test_weights.py compares the two where that is installed.
 PUBLISHED: dict[str, Published] = {
     "resnet18": _published("ResNet18_Weights", "resnet18-f37072fd.pth"),
     "resnet34": _published("ResNet34_Weights", "resnet34-b627a593.pth"),

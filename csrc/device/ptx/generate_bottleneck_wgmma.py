@@ -1,6 +1,6 @@
 """Writes bottleneck_wgmma.cuh: the widths of wgmma that bottleneck_inference needs besides those of wgmma.cuh.
 
-`python csrc/device/ptx/generate_bottleneck_wgmma.py`; tests/test_bottleneck_inference.py holds the file to it.
+`python csrc/device/ptx/generate_bottleneck_wgmma.py`; tests/kernels/bottleneck/test_kernel.py holds the file to it.
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Writes wgmma.cuh: PTX has no way to pass N / 2 accumulator registers but to spell them out.
 
-`python csrc/device/ptx/generate_wgmma.py`; tests/test_emulation.py holds the file to what this prints.
+`python csrc/device/ptx/generate_wgmma.py`; tests/kernels/test_emulation.py holds the file to what this prints.
 """
 
 import pathlib

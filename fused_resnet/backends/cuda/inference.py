@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from ...shapes import output_extent
-from ..reference import scale_and_shift, shortcut
+from ..reference import scale_and_shift
+from ..reference.parts import shortcut
 from . import images
 from .availability import IMAGE_CHANNELS
+from .conv1x1 import convolve_act, shared_tiles
 from .launch import ask, dense_nhwc, dense_or_none, map_like, nhwc, run, vector, weights_ready
-from .pointwise import convolve_act, shared_tiles
 
 # conv3x3_halo normalises in packed 16-bit arithmetic the channels whose |in_shift / in_scale| is below this, in units
 # of its input: faster, but scale and shift are rounded, which may err by more than torch does.  So none are.
 PACKED_LIMIT = 0.0
 
-HALO_SPLIT_PRODUCTS = 4096  # float32 a block leaves of a tile that it shares: csrc/launch/conv3x3_halo_split.h
+HALO_SPLIT_PRODUCTS = 4096  # float32 a block leaves of a tile that it shares: csrc/kernels/conv3x3/split/launch.h
 
 
 def conv_scale_shift_act(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .inference import conv_scale_shift_act
-from .training import bn_relu_maxpool
+from .passes import bn_relu_maxpool
 
 
 def conv_bn_relu_maxpool(

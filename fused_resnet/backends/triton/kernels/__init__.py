@@ -1,13 +1,13 @@
 """Every Triton kernel of the package, by the name that a launch plan gives."""
 
 from .conv import conv_pointer, conv_runs, conv_tma
-from .pointwise import option_a_shortcut, scale_shift_act
+from .passes import option_a_shortcut, scale_shift_act
 from .pool import global_avg_pool, max_pool
-from .training_dgrad import conv_dgrad, conv_gram_finish
-from .training_fprop import conv_bn_add_act, conv_stats
-from .training_gram_exact import conv_gram_exact
-from .training_one_read import conv_backward_1x1
-from .training_pointwise import (
+from .training.dgrad import conv_dgrad, conv_gram_finish
+from .training.fprop import conv_bn_add_act, conv_stats
+from .training.gram_exact import conv_gram_exact
+from .training.one_read import conv_backward_1x1
+from .training.passes import (
     bn_act_backward,
     bn_add_act,
     bn_backward_apply,
@@ -16,7 +16,7 @@ from .training_pointwise import (
     bn_relu_maxpool_backward,
     channel_stats,
 )
-from .training_wgrad import conv_gram, conv_wgrad
+from .training.wgrad import conv_gram, conv_wgrad
 
 KERNELS = {
     "conv_pointer": conv_pointer,

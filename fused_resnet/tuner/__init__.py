@@ -1,0 +1,1 @@
+"""What measures the choices that `fused_resnet.tuning` looks up: `python -m fused_resnet.tuner`."""
