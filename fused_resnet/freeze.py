@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -165,8 +166,18 @@ class Frozen(nn.Module):
         self._source = [(weakref.ref(tensor), tensor._version) for tensor in _versioned(source)]
         self.train(False)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     @one_backend
     def forward(self, x: Tensor) -> Tensor:
+        """What the model that it was frozen from makes of x, of the same shapes and dtypes.
+
+        Raises:
+            ArgumentError: x is no feature map of four dimensions.
+            RuntimeError: that model has changed since; or gradients are enabled and x requires one.
+        """
         if not torch.compiler.is_compiling():
             self._check_source()
         if torch.is_grad_enabled() and x.requires_grad:

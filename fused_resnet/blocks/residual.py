@@ -55,6 +55,7 @@ class OptionAShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """x at every `stride`-th row and column, between the zeros of the channels that are new."""
         below = (self.out_channels - self.in_channels) // 2
         above = self.out_channels - self.in_channels - below
         return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, below, above])
@@ -212,6 +213,7 @@ class BasicBlock(_ResidualBlock):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """`relu(branch(x) + shortcut(x))`: x (N, inplanes, H, W) to (N, planes * expansion, ceil(H / stride), ...)."""
         if not torch.jit.is_scripting():
             fused = self._run(x)
             if fused is not None:
@@ -265,6 +267,7 @@ class Bottleneck(_ResidualBlock):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """`relu(branch(x) + shortcut(x))`: x (N, inplanes, H, W) to (N, planes * expansion, ceil(H / stride), ...)."""
         if not torch.jit.is_scripting():
             fused = self._run(x)
             if fused is not None:

@@ -5,6 +5,7 @@ input's resolution, a half and a quarter of it, global average pooling and a lin
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,12 @@ class CifarResNet(nn.Module):
         stage += [BasicBlock(planes, planes, norm_layer=self._norm_layer) for _ in range(1, blocks)]
         return nn.Sequential(*stage)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor) -> Tensor:
+        """The logits (N, num_classes) of images x (N, 3, H, W), in x's dtype, or in autocast's where it is on."""
         # TorchScript cannot pass a module to a function, so a scripted model calls the modules itself.
         if torch.jit.is_scripting():
             x = self.relu(self.bn1(self.conv1(x)))

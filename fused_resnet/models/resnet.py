@@ -7,7 +7,7 @@ Only what computes differs: each block, the stem and the pooling take the fused 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,12 @@ class ResNet(nn.Module):
             x = features(stem, (self.layer1, self.layer2, self.layer3, self.layer4), self.avgpool, x)
         return self.fc(torch.flatten(x, 1))
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor) -> Tensor:
+        """The logits (N, num_classes) of images x (N, 3, H, W), in x's dtype, or in autocast's where it is on."""
         return self._forward_impl(x)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlparse
 
 import torch
@@ -19,6 +19,8 @@ from torch import nn
 
 from ..errors import ArgumentError
 from .checkpoint import hash_in_name, load_state, read_state_dict
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 HOST = "https://download.pytorch.org/models/"
 FILE_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors")
@@ -215,7 +217,7 @@ _BUILDER_DOC = """
 """
 
 
-def torchvision_builder(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def torchvision_builder(builder: Builder) -> Builder:
     """Completes `builder(*, weights=None, progress=True, **kwargs)`: its docstring, and torchvision's old arguments.
 
     As in torchvision, `weights` and `progress` may be positional, and a bool in the place of `weights`, or as
@@ -248,4 +250,4 @@ def torchvision_builder(builder: Callable[..., nn.Module]) -> Callable[..., nn.M
 
     published = PUBLISHED[arch]
     wrapper.__doc__ = (builder.__doc__ or "") + _BUILDER_DOC.format(enum=published.enum, names=_names(published))
-    return wrapper
+    return cast(Builder, wrapper)

@@ -73,7 +73,7 @@ def test_the_wheel_is_pure_python_and_holds_the_package_alone(wheel):
     }
     tables = {str(path.relative_to(ROOT)) for path in TABLES.rglob("*") if path.suffix in (".json", ".md")}
     inside = {name for name in files_of(wheel) if ".dist-info/" not in name}
-    assert inside == package | tables | {"fused_resnet/_C.txt"}
+    assert inside == package | tables | {"fused_resnet/_C.txt", "fused_resnet/py.typed"}
 
 
 def test_the_wheel_says_what_it_needs(wheel):
