@@ -305,9 +305,16 @@ def licence() -> dict[str, str]:
     return {"license_expression" if expression else "license": "BSD-3-Clause"}
 
 
+def description() -> str:
+    """The README less its links into the repository, which lead nowhere on a package index."""
+    return re.sub(r"!?\[([^\]]+)\]\((?!https?://|#)[^)]*\)", r"\1", (ROOT / "README.md").read_text())
+
+
 LEFT_OUT = left_out()
 setup(
     ext_modules=[] if LEFT_OUT else compiled_extensions(),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+    long_description=description(),
+    long_description_content_type="text/markdown",
     **licence(),
 )

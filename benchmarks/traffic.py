@@ -56,20 +56,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def by_op(ops: Sequence[OpTraffic], unit: float) -> list[dict[str, object]]:
-    """The ops of a step merged by phase and name, in the order of first use; figures are bytes over `unit`."""
-    merged: dict[tuple[str, str], list[OpTraffic]] = defaultdict(list)
+    """The ops of a step merged by phase, name and what they move, in the order of first use; bytes over `unit`."""
+    merged: dict[tuple[str, str, str], list[OpTraffic]] = defaultdict(list)
     for op in ops:
-        merged[op.phase, op.name].append(op)
+        merged[op.phase, op.name, "maps" if op.maps else "vectors"].append(op)
     return [
         {
             "phase": phase,
             "op": name,
+            "moves": moves,
             "calls": len(same),
             "maps_read": sum(op.map_read for op in same) / unit,
             "maps_written": sum(op.map_written for op in same) / unit,
             "all": sum(op.total for op in same) / unit,
         }
-        for (phase, name), same in merged.items()
+        for (phase, name, moves), same in merged.items()
     ]
 
 
@@ -108,11 +109,15 @@ def _less(longer: dict, shorter: dict) -> dict:
     """What the longer chain's rows have beyond the shorter one's."""
     rows = {}
     for label, row in longer.items():
-        fewer = {(op["phase"], op["op"]): op for op in shorter[label]["ops"]}
+        fewer = {_merged_by(op): op for op in shorter[label]["ops"]}
         figures = {key: value - shorter[label][key] for key, value in row.items() if key != "ops"}
-        ops = [_op_less(op, fewer.get((op["phase"], op["op"]), {})) for op in row["ops"]]
+        ops = [_op_less(op, fewer.get(_merged_by(op), {})) for op in row["ops"]]
         rows[label] = {**figures, "ops": [op for op in ops if op["calls"]]}
     return rows
+
+
+def _merged_by(op: dict) -> tuple[str, str, str]:
+    return op["phase"], op["op"], op["moves"]
 
 
 def _op_less(op: dict, fewer: dict) -> dict:

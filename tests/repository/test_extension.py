@@ -35,6 +35,9 @@ SIMPLE = {
     "bn_finalize",
     "sum_partials",
 }
+CSRC = ROOT / "csrc"
+README = CSRC / "README.md"
+HELPERS = {"merge_partials", "sum_partials", "sum_gram_kernel", "sum_products_kernel"}  # add up partials, no more
 CONVOLUTIONS = {"conv3x3_halo_act", "conv3x3_halo_stats"}
 
 
@@ -201,6 +204,20 @@ def test_every_kernel_was_compiled_for_every_architecture(rows):
 
 def test_no_kernel_spills_or_has_too_much_shared_memory_or_lacks_wgmma_and_tma(rows):
     assert cuda_kernels.complaints(rows) == []
+
+
+def test_the_readme_of_the_kernels_says_what_they_need(rows):
+    listed = re.findall(r"^\| `([\w/]+)` \| `(\w+)` \|.*\| (\d+)(?: to (\d+))? \| (\d+) \|", README.read_text(), re.M)
+    assert {name for _, name, *_ in listed} == {row["kernel"] for row in rows} - HELPERS
+    for folder, *_ in listed:
+        assert (CSRC / "kernels" / folder).is_dir()
+    if not any("cuda13.0" in log.parent.name for log in cuda_kernels.build_logs()):
+        pytest.skip("another nvcc may give them other registers")
+    for _, name, least, most, shared in listed:
+        of_it = [row for row in rows if row["kernel"] == name]
+        registers = [row["registers"] for row in of_it]
+        assert (int(least), int(most or least)) == (min(registers), max(registers)), name
+        assert int(shared) == max(row["shared_bytes"] for row in of_it), name
 
 
 def test_ptxas_has_not_serialised_wgmma():

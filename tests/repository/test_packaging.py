@@ -76,6 +76,15 @@ def test_the_wheel_is_pure_python_and_holds_the_package_alone(wheel):
     assert inside == package | tables | {"fused_resnet/_C.txt", "fused_resnet/py.typed"}
 
 
+def test_its_page_on_an_index_has_no_link_that_leads_nowhere(wheel):
+    name = next(name for name in files_of(wheel) if name.endswith(".dist-info/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(name).decode()
+    assert "\nDescription-Content-Type: text/markdown" in text and "## Measured" in text
+    assert all(target.startswith(("https://", "#")) for target in re.findall(r"\]\(([^)]*)\)", text))
+    assert re.search(r"\]\((?!https://|#)", (ROOT / "README.md").read_text()), "the repository's own page has them"
+
+
 def test_the_wheel_says_what_it_needs(wheel):
     name = next(name for name in files_of(wheel) if name.endswith(".dist-info/METADATA"))
     with zipfile.ZipFile(wheel) as archive:
