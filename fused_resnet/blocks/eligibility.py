@@ -7,6 +7,7 @@ could tell: no hook inside, no foreign module, no gradient or transform that the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,25 @@ def relu_reason(relu: nn.Module, x: Tensor) -> str | None:
     return None if type(relu) is nn.ReLU else f"is {type(relu).__name__}, not ReLU"
 
 
+class Path(NamedTuple):
+    """What a chain's parts must be, by their role, for the ops of one kind, and whether those have a backward."""
+
+    conv: Check
+    norm: Check
+    projection: Check
+    relu: Check
+    differentiable: bool
+
+    def parts(self, depth: int) -> tuple[tuple[str, Check], ...]:
+        """The names of a stem's modules, or of those of a block of `depth` convolutions, each with its check."""
+        named = [(f"{name}{i}", check) for i in range(1, depth + 1) for name, check in zip(("conv", "bn"), self)]
+        return (("relu", self.relu), *named)
+
+
+INFERENCE = Path(conv_reason, norm_reason, conv_reason, relu_reason, differentiable=False)
+TRAINING = Path(conv_reason, batch_norm_reason, projection_reason, relu_reason, differentiable=True)
+
+
 def hook_reason(module: nn.Module) -> str | None:
     """Why `module` itself must be called, not only what it computes."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -170,8 +190,8 @@ def chain_reason(
     x: Tensor,
     modules: Mapping[str, nn.Module],
     parts: Iterable[tuple[str, Check]],
+    path: Path,
     prefix: str = "",
-    differentiable: bool = False,
 ) -> str | None:
     """Why `x` cannot go through these parts as fused ops; None when it can.
 
@@ -179,11 +199,11 @@ def chain_reason(
         x: the input of the first part.
         modules: the parts by name, as in `nn.Module._modules`.
         parts: each part's name, and the check of what it must be.
+        path: whose checks these are; where its ops have a backward, a gradient is no reason.
         prefix: stands before the names in the answer.
-        differentiable: whether the ops have a backward, so that a gradient is no reason.
     """
     reason = input_reason(x)
-    if reason is None and differentiable and x.shape[0] == 0:
+    if reason is None and path.differentiable and x.shape[0] == 0:
         # A rank without images still owes the others its part of a SyncBatchNorm's statistics.
         if not any(type(modules[name]) is nn.SyncBatchNorm for name, _ in parts):
             reason = "the batch is empty, and has no statistics"
@@ -193,5 +213,5 @@ def chain_reason(
         reason = check(modules[name], x) or hook_reason(modules[name])
         if reason is not None:
             return f"{prefix}{name} {reason}"
-    reason = None if differentiable else gradient_reason(x, modules, (name for name, _ in parts))
+    reason = None if path.differentiable else gradient_reason(x, modules, (name for name, _ in parts))
     return None if reason is None else prefix + reason

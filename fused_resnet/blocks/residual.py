@@ -5,7 +5,6 @@ They own parameters and running statistics and choose ops; they compute nothing 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -15,17 +14,7 @@ from .. import ops
 from ..ops.asked import one_backend
 from ..ops.dispatch import note_path, too_small, trains_by_name
 from . import trainable
-from .eligibility import (
-    Check,
-    batch_norm_reason,
-    chain_reason,
-    compute_dtype,
-    conv_reason,
-    hook_reason,
-    norm_reason,
-    projection_reason,
-    relu_reason,
-)
+from .eligibility import INFERENCE, TRAINING, Path, chain_reason, compute_dtype, hook_reason
 
 
 def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -87,15 +76,7 @@ def conv_norm_act(
     )
 
 
-_INFERENCE = (conv_reason, norm_reason)
-_TRAINING = (conv_reason, batch_norm_reason)
-
-
-@functools.cache
-def _parts(depth: int, checks: tuple[Check, Check]) -> tuple[tuple[str, Check], ...]:
-    """The names of a block's modules, each with the check of what it must be for the path that `checks` belong to."""
-    names = [(f"conv{i}", f"bn{i}") for i in range(1, depth + 1)]
-    return (("relu", relu_reason), *(part for pair in names for part in zip(pair, checks)))
+_PARTS = {(depth, path): path.parts(depth) for depth in (2, 3) for path in (INFERENCE, TRAINING)}
 
 
 def small_reason(x: Tensor) -> str | None:
@@ -116,17 +97,16 @@ class _ResidualBlock(nn.Module):
 
     def unfused_reason(self, x: Tensor) -> str | None:
         """Why this block would not run `x` through the inference ops; None when it would."""
-        return self._reason(x, _INFERENCE) or self.parts().shortcut_reason()
+        return self._reason(x, INFERENCE) or self.parts().shortcut_reason()
 
     def untrainable_reason(self, x: Tensor) -> str | None:
         """Why this block would not run `x` through the differentiable ops asked for by name; None when it would."""
         if torch.compiler.is_compiling():
             return "torch's own modules train under torch.compile"
-        return self._reason(x, _TRAINING) or self.parts().broadcast_reason()
+        return self._reason(x, TRAINING) or self.parts().broadcast_reason()
 
-    def _reason(self, x: Tensor, checks: tuple[Check, Check]) -> str | None:
-        differentiable = checks is _TRAINING
-        reason = chain_reason(x, self._modules, _parts(self._depth, checks), differentiable=differentiable)
+    def _reason(self, x: Tensor, path: Path) -> str | None:
+        reason = chain_reason(x, self._modules, _PARTS[self._depth, path], path)
         shortcut = self.downsample
         if reason is not None or shortcut is None:
             return reason
@@ -134,10 +114,8 @@ class _ResidualBlock(nn.Module):
         if reason is not None:
             return f"downsample {reason}"
         if type(shortcut) is nn.Sequential and len(shortcut) == 2:
-            if differentiable:
-                checks = (projection_reason, batch_norm_reason)
-            parts = tuple(zip(shortcut._modules, checks))
-            return chain_reason(x, shortcut._modules, parts, "downsample.", differentiable)
+            parts = tuple(zip(shortcut._modules, (path.projection, path.norm)))
+            return chain_reason(x, shortcut._modules, parts, path, "downsample.")
         if type(shortcut) is not OptionAShortcut:
             return f"downsample is {type(shortcut).__name__}, not (conv, norm) or OptionAShortcut"
         return None
