@@ -6,8 +6,8 @@
 
 Eager is the same network with every convolution, norm and ReLU called by itself; both see the same initial weights, the
 same batches and the same augmentation.  Writes convergence.json and convergence.png into --out.
-Exit status: 0; 1 when the mean accuracies differ by more than the spread of the seeds, or ours is below --at-least;
-2 when an argument cannot be used.
+Exit status: 0; 1 when the mean accuracies differ by more than the spread of the seeds (one seed has none, and is not
+judged), or ours is below --at-least; 2 when an argument cannot be used.
 """
 
 import argparse
@@ -113,18 +113,20 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
     except ImportError:
         return "no chart: matplotlib is not installed"
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6))
     for run in document["runs"]:
         epochs = range(1, len(run["loss"]) + 1)
         style = {"color": COLOURS[run["row"]], "linestyle": "-" if run["row"] == "fused_resnet" else "--", "alpha": 0.8}
         label = run["row"] if run["seed"] == 0 else None
+        style |= {"marker": "o"} if len(epochs) == 1 else {}
         left.plot(epochs, run["loss"], label=label, **style)
         right.plot(epochs, [100 * value for value in run["accuracy"]], label=label, **style)
     left.set_yscale("log")
     for axis, title in ((left, "training loss"), (right, "accuracy on held-out images, %")):
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set_title(title, fontsize=10)
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)

@@ -82,7 +82,7 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
     except ImportError:
         return "no chart: matplotlib is not installed"
     matplotlib.use("Agg")
-    from matplotlib import colors, pyplot
+    from matplotlib import colors, pyplot, ticker
 
     runs, depths = document["runs"], sorted({run["depth"] for run in document["runs"]})
     norms = [norm for run in runs for epoch in run["gradients"] for norm in epoch.values() if norm > 0]
@@ -94,9 +94,9 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
         axis, shade = axes[row][0], (1 + depths.index(run["depth"])) / len(depths)
         epochs = range(1, len(run["training_error"]) + 1)
         colour = pyplot.get_cmap("Reds" if run["kind"] == "plain" else "Blues")(0.3 + 0.6 * shade)
-        axis.plot(
-            epochs, [100 * error for error in run["training_error"]], color=colour, label=f"{run['depth']} layers"
-        )
+        style = {"color": colour, "label": f"{run['depth']} layers", "marker": "o" if len(epochs) == 1 else None}
+        axis.plot(epochs, [100 * error for error in run["training_error"]], **style)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set(title=f"{run['kind']}: training error, %", xlabel="epoch", ylim=(0, 1.05 * max(errors)))
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -105,6 +105,8 @@ def chart(path: Path, document: dict[str, object]) -> str | None:
         extent = (0.5, len(run["gradients"]) + 0.5, len(grid) + 0.5, 0.5)
         drawn = panel.imshow(grid, aspect="auto", norm=scale, cmap="viridis", interpolation="nearest", extent=extent)
         panel.set(title=f"{run['kind']}, {run['depth']} layers: gradient norm", xlabel="epoch", ylabel="convolution")
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        panel.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         figure.colorbar(drawn, ax=panel)
     figure.suptitle(f"Plain and residual networks on {document['data']}", fontsize=12)
     figure.text(0.01, 0.005, environment.headline(document["environment"]), fontsize=6, color="#555555")

@@ -98,6 +98,7 @@ def candidates(
     network: Network, images: Tensor, device: torch.device, peers: bool, progress: Callable[[str], None]
 ) -> tuple[list[Row], dict[str, Call]]:
     """The rows of one batch size, and the calls of those that can be measured, by label."""
+    progress("float64 reference")
     gold = network.gold(images, device)
     tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     rows, calls = [], {}

@@ -9,6 +9,7 @@ Exit status: 0; 1 when one of our rows failed or differs from eager; 2 when an a
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -138,7 +139,23 @@ def show(document: dict[str, object]) -> None:
     )
     columns = ["convolution", "count", *labels, "speedup", "bound", "of bound"]
     notes = ["speedup: eager channels_last / the fastest of ours; of bound: bound / the fastest of ours."]
-    report.show_table(title, columns, table, [*notes, *document["left_out"]])
+    report.show_table(title, columns, table, [*notes, *document["left_out"], *beyond(document["layers"])])
+
+
+def beyond(results: list[dict]) -> list[str]:
+    """A warning, where rows are faster than their bound allows."""
+    faster = [
+        f"{result['layer']}, {row['label']}"
+        for result in results
+        for row in result["rows"]
+        if row.get("median_ms", math.inf) < result["bound_ms"]
+    ]
+    if not faster:
+        return []
+    return [
+        f"WARNING: {len(faster)} rows are faster than their bound, {faster[0]} for one: the ceilings were measured on a"
+        " busy machine, the maps stay in a cache, or an algorithm multiplies less. Their share of it says nothing."
+    ]
 
 
 def parser() -> argparse.ArgumentParser:

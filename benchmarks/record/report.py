@@ -152,8 +152,10 @@ def bar_chart(path: str | Path, title: str, panels: dict[str, list[Bar]], footer
         medians = [bar.median for bar in bars]
         spread = [[bar.median - bar.low for bar in bars], [bar.high - bar.median for bar in bars]]
         colours = ["#2a6f97" if bar.ours else "#b8c0c8" for bar in bars]
-        drawn = axis.barh(range(len(bars)), medians, xerr=spread, color=colours, ecolor="#555555", capsize=2)
-        axis.bar_label(drawn, labels=[f" {value:.1f}" for value in medians], label_type="edge", fontsize=8)
+        axis.barh(range(len(bars)), medians, xerr=spread, color=colours, ecolor="#555555", capsize=2)
+        for place, bar in enumerate(bars):  # behind the whisker
+            style = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+            axis.annotate(f"{bar.median:.1f}", (max(bar.median, bar.high), place), xytext=(5, 0), **style)
         axis.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.15)

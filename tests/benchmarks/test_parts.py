@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fused_resnet
-from benchmarks import complexity, roofline
+from benchmarks import complexity, layers, roofline
 from benchmarks.meters import timing
 from benchmarks.record import environment, report
 from benchmarks.subjects import photos
@@ -154,6 +154,23 @@ def test_progress_without_a_terminal_prints_few_lines(capsys):
 def test_json_has_no_nan(tmp_path):
     report.write_json(tmp_path / "deep" / "a.json", {"x": [1.0, math.nan, (math.inf,)], "y": None})
     assert json.loads((tmp_path / "deep" / "a.json").read_text()) == {"x": [1.0, None, [None]], "y": None}
+
+
+def test_a_bars_figure_stands_behind_its_whisker(monkeypatch, tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    bars = [report.Bar("a", 2.0, 1.5, 4.0, True), report.Bar("b", 3.0, 2.0, 3.5, False)]
+    assert report.bar_chart(tmp_path / "a.png", "title", {"one": bars}) is None
+    figures = {text.get_text(): text for text in drawn[0].axes[0].texts}
+    assert {text: figure.xy[0] for text, figure in figures.items()} == {"2.0": 4.0, "3.0": 3.5}
+
+
+def test_rows_that_pass_their_bound_are_warned_of():
+    result = {"layer": "conv", "bound_ms": 1.0, "rows": [{"label": "fast", "median_ms": 0.9}, {"label": "broken"}]}
+    (warning,) = layers.beyond([result])
+    assert "1 rows" in warning and "conv, fast" in warning
+    assert layers.beyond([result | {"bound_ms": 0.5}]) == []
 
 
 def test_chart_without_matplotlib_says_so(monkeypatch, tmp_path):
