@@ -27,9 +27,7 @@ DEVICE int forgotten(int value) {
 
 #else
 
-namespace emu {
-inline std::atomic<int64_t> stored_output_bytes;  // what lies outside of the map not included
-}
+#include "emulation/counters.hpp"
 
 DEVICE void store_matrix_x2_trans(SmemAddress row, uint32_t r0, uint32_t r1) {
     auto& lanes = cta().exchange(std::array{row});

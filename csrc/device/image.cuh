@@ -5,9 +5,7 @@
 #include "device/gemm.cuh"
 
 #ifndef __CUDACC__
-namespace emu {
-inline std::atomic<int64_t> loaded_element_bytes;
-}
+#include "emulation/counters.hpp"
 #endif
 
 DEVICE uint16_t load_element(const uint16_t* address) {

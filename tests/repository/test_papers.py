@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import runpy
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import fused_resnet
@@ -42,3 +44,22 @@ def test_every_public_name_is_exported_in_words():
     assert "import *" not in text
     assert set(re.findall(r'^    "(\w+)",$', text, re.M)) == set(fused_resnet.__all__)
     assert (ROOT / "fused_resnet" / "py.typed").is_file()
+
+
+OLD_PLACES = {
+    "fused_resnet.blocks": "BasicBlock Bottleneck OptionAShortcut",
+    "fused_resnet.frozen": "FrozenBlock FrozenConv FrozenStem SafeRange",
+    "fused_resnet.freeze": "Frozen FrozenNetwork",
+    "fused_resnet.models.resnet": "ResNet",
+    "fused_resnet.models.cifar": "CifarResNet",
+    "fused_resnet.ops.dispatch": "use_backend",
+    "fused_resnet.errors": "ArgumentError BackendError",
+    "fused_resnet.tuning.config": "Choice TileConfig",
+}
+
+
+@pytest.mark.parametrize("module", OLD_PLACES)
+def test_what_was_pickled_before_files_moved_is_found(module):
+    for name in OLD_PLACES[module].split():
+        found = pickle.loads(f"c{module}\n{name}\n.".encode())
+        assert found.__name__ == name and pickle.loads(pickle.dumps(found)) is found

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import operator
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import tempfile
 
@@ -95,7 +97,7 @@ def _compile(name: str, folders: list[pathlib.Path], flags: tuple[str, ...], pat
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
 
 
-def library(name: str, instead: str | None = None, *flags: str) -> ctypes.CDLL:
+def library(name: str, instead: str | None = None, *flags: str) -> Library:
     """The shared library of a source of csrc/.
 
     Args:
@@ -113,7 +115,7 @@ def library(name: str, instead: str | None = None, *flags: str) -> ctypes.CDLL:
 
 
 @functools.cache
-def _library(key: str, name: str, folders: tuple[pathlib.Path, ...], flags: tuple[str, ...]) -> ctypes.CDLL:
+def _library(key: str, name: str, folders: tuple[pathlib.Path, ...], flags: tuple[str, ...]) -> Library:
     cache = _cache()
     path = cache / f"{key}.so"
     with alone(cache / f"{name.replace('/', '-')}.lock"):
@@ -122,7 +124,7 @@ def _library(key: str, name: str, folders: tuple[pathlib.Path, ...], flags: tupl
             _compile(name, list(folders), flags, building)
             building.rename(path)
             _drop_old(cache)
-    return ctypes.CDLL(str(path))
+    return Library(str(path))
 
 
 def _drop_old(cache: pathlib.Path, keep: int = 100) -> None:
@@ -131,20 +133,56 @@ def _drop_old(cache: pathlib.Path, keep: int = 100) -> None:
         path.unlink(missing_ok=True)
 
 
-def call(function, *arguments: object) -> None:
-    """Calls a host function; raises EmulationError with its message.
+class Library:
+    """A compiled host file: `library.name(...)` calls a row of its table (emulation/host.hpp), or else a C function."""
 
-    Tensors go as pointers, None as a null pointer, integers as C ints, floats as C floats.
-    """
+    def __init__(self, path: str) -> None:
+        self._c = ctypes.CDLL(path)
+
+    def __getattr__(self, name: str):
+        kinds = self._kinds(name) if hasattr(self._c, "kinds_of") else None
+        if kinds is not None:
+            return functools.partial(self._call, name, kinds)
+        function = self._c[name]
+        if name.endswith("_bytes"):
+            function.restype = ctypes.c_int64
+        return function
+
+    def _kinds(self, name: str) -> str | None:
+        self._c.kinds_of.restype = ctypes.c_char_p
+        kinds = self._c.kinds_of(name.encode())
+        return None if kinds is None else kinds.decode()
+
+    def _call(self, name: str, kinds: str, *arguments: object) -> int:
+        """What a row answers; behind its arguments come the number of multiprocessors, a seed and workers.
+
+        The last two may be missing, or the first.  Tensors go as their addresses, None as a null pointer.
+
+        Raises:
+            EmulationError: with the message of what went wrong.
+        """
+        own, rest = arguments[: len(kinds)], arguments[len(kinds) :]
+        if len(own) < len(kinds) or len(rest) > 3:
+            raise TypeError(f"{name} takes {len(kinds)} arguments and a schedule, got {len(arguments)}")
+        multiprocessors, seed, workers = ((1, 0, 1), (*rest, 0, 1), (1, *rest), rest)[len(rest)]
+        crossing = (ctypes.c_int64 * (len(kinds) + 1))(*map(_bits, own, kinds))
+        answer, call = ctypes.c_int64(), self._c.call_row
+        call.restype = ctypes.c_char_p
+        message = call(name.encode(), crossing, ctypes.byref(answer), multiprocessors, seed, workers)
+        if message is not None:
+            raise EmulationError(message.decode())
+        return answer.value
+
+
+def _bits(value: object, kind: str) -> int:
+    if kind == "f":
+        return struct.unpack("q", struct.pack("d", value))[0]
+    return 0 if value is None else value.data_ptr() if hasattr(value, "data_ptr") else operator.index(value)
+
+
+def call(function, *arguments: int) -> None:
+    """Calls a C function of ints; raises EmulationError with its message."""
     function.restype = ctypes.c_char_p
-    message = function(*map(_c_argument, arguments))
+    message = function(*arguments)
     if message is not None:
         raise EmulationError(message.decode())
-
-
-def _c_argument(value: object) -> object:
-    if value is None:
-        return ctypes.c_void_p(None)
-    if hasattr(value, "data_ptr"):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int(value)

@@ -6,9 +6,7 @@ Python runs unchanged above it.  Buffers that the backend allocates are guarded:
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import struct
 
 import pytest
 import torch
@@ -29,46 +27,25 @@ from . import emulated
 from .guarded import MARGIN, SENTINEL, GuardedOutput
 
 PASSES = "kernels/passes/host.cpp"
-# The source of csrc/ that offers each of these kernels; PASSES offers the others.
-LIBRARIES = {
-    "conv3x3_halo_act": "kernels/conv3x3/forward/host.cpp",
-    "conv3x3_halo_stats": "kernels/conv3x3/forward/host.cpp",
-    "conv3x3_halo_split_act": "kernels/conv3x3/split/host.cpp",
-    "conv3x3_halo_dgrad": "kernels/conv3x3/dgrad/host.cpp",
-    "conv3x3_halo_wgrad": "kernels/conv3x3/wgrad/host.cpp",
-    "bottleneck_inference": "kernels/bottleneck/host.cpp",
-    "conv1x1_act": "kernels/conv1x1/forward/host.cpp",
-    "conv1x1_stats": "kernels/conv1x1/forward/host.cpp",
-    "conv1x1_products": "kernels/conv1x1/products/host.cpp",
-    "conv1x1_gram": "kernels/conv1x1/gram/host.cpp",
-    "conv1x1_gram_exact": "kernels/conv1x1/gram/host.cpp",
-    "conv1x1_gram_finish": "kernels/conv1x1/gram_finish/host.cpp",
-    "conv1x1_backward": "kernels/conv1x1/backward/host.cpp",
-    "conv1x1_dgrad": "kernels/conv1x1/dgrad/host.cpp",
-    "conv1x1_wgrad": "kernels/conv1x1/wgrad/host.cpp",
-    "stem_act": "kernels/stem/forward/host.cpp",
-    "stem_stats": "kernels/stem/forward/host.cpp",
-    "stem_wgrad": "kernels/stem/wgrad/host.cpp",
+# The folders of csrc/kernels/ with what their host files offer; PASSES has the rest.
+OFFERED = {
+    "bottleneck": "bottleneck_inference",
+    "conv1x1/backward": "conv1x1_backward conv1x1_backward_rows",
+    "conv1x1/dgrad": "conv1x1_dgrad conv1x1_dgrad_partial_rows",
+    "conv1x1/forward": "conv1x1_act conv1x1_partial_rows conv1x1_split_tiles conv1x1_splits conv1x1_stats",
+    "conv1x1/gram": "conv1x1_gram conv1x1_gram_exact conv1x1_gram_exact_rows conv1x1_gram_rows",
+    "conv1x1/gram_finish": "conv1x1_gram_finish conv1x1_gram_finish_rows",
+    "conv1x1/products": "conv1x1_products conv1x1_products_rows",
+    "conv1x1/wgrad": "conv1x1_wgrad conv1x1_wgrad_splits",
+    "conv3x3/dgrad": "conv3x3_halo_dgrad",
+    "conv3x3/forward": "conv3x3_halo_act conv3x3_halo_stats",
+    "conv3x3/split": "conv3x3_halo_split_act conv3x3_halo_split_tiles conv3x3_halo_splits",
+    "conv3x3/wgrad": "conv3x3_halo_wgrad conv3x3_halo_wgrad_splits",
+    "stem/forward": "stem_act stem_partial_rows stem_stats",
+    "stem/wgrad": "stem_wgrad stem_wgrad_splits",
 }
-# Functions of extents: the library, and whether the answer depends on the GPU.
-QUESTIONS = {
-    "conv3x3_halo_split_tiles": ("kernels/conv3x3/split/host.cpp", False),
-    "conv3x3_halo_splits": ("kernels/conv3x3/split/host.cpp", True),
-    "conv3x3_halo_wgrad_splits": ("kernels/conv3x3/wgrad/host.cpp", True),
-    "conv1x1_partial_rows": ("kernels/conv1x1/forward/host.cpp", False),
-    "conv1x1_split_tiles": ("kernels/conv1x1/forward/host.cpp", False),
-    "conv1x1_splits": ("kernels/conv1x1/forward/host.cpp", True),
-    "conv1x1_products_rows": ("kernels/conv1x1/products/host.cpp", True),
-    "conv1x1_gram_rows": ("kernels/conv1x1/gram/host.cpp", True),
-    "conv1x1_gram_exact_rows": ("kernels/conv1x1/gram/host.cpp", False),
-    "conv1x1_gram_finish_rows": ("kernels/conv1x1/gram_finish/host.cpp", True),
-    "conv1x1_backward_rows": ("kernels/conv1x1/backward/host.cpp", True),
-    "conv1x1_dgrad_partial_rows": ("kernels/conv1x1/dgrad/host.cpp", False),
-    "conv1x1_wgrad_splits": ("kernels/conv1x1/wgrad/host.cpp", True),
-    "stem_partial_rows": ("kernels/stem/forward/host.cpp", False),
-    "stem_wgrad_splits": ("kernels/stem/wgrad/host.cpp", True),
-}
-TAKES_ROWS = tuple(f"kernels/conv1x1/{name}/host.cpp" for name in ("backward", "products", "gram", "gram_finish"))
+SOURCES = {name: f"kernels/{folder}/host.cpp" for folder, names in OFFERED.items() for name in names.split()}
+QUESTIONS = [name for name in SOURCES if name.endswith(("_rows", "_tiles", "_splits"))]
 ERRORS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
 
 
@@ -81,37 +58,18 @@ class EmulatedExtension:
     def __init__(self, seed: int = 0, workers: int = 1, blocks: int = 2) -> None:
         self.seed, self.workers, self.blocks = seed, workers, blocks
 
-    def __getattr__(self, kernel: str):
-        if kernel in QUESTIONS:
-            return functools.partial(self._ask, kernel)
-        return functools.partial(self._convolve if kernel in LIBRARIES else self._launch, kernel)
+    def __getattr__(self, name: str):
+        return functools.partial(self._call, name)
 
-    def _ask(self, question: str, *extents: int) -> int:
-        library, of_the_gpu = QUESTIONS[question]
-        function = emulated.library(library)[question]
-        function.restype = ctypes.c_int64
-        return function(*extents, *([self.blocks] if of_the_gpu else []))
-
-    def _launch(self, kernel: str, *arguments: int | float) -> None:
-        bits = [struct.unpack("q", struct.pack("d", a))[0] if isinstance(a, float) else int(a) for a in arguments]
-        crossing = (ctypes.c_int64 * len(bits))(*bits)
-        self._call(PASSES, "run_pointwise", kernel.encode(), crossing, len(bits), self.seed, self.workers)
-
-    def _convolve(self, kernel: str, *arguments: int | float) -> None:
-        *before, _stream = arguments
-        crossing = [ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in before]
-        library = LIBRARIES[kernel]
-        # an argument of these says how many blocks there are
-        blocks = [] if library in TAKES_ROWS or library.endswith("wgrad/host.cpp") else [self.blocks]
-        self._call(library, f"run_{kernel}", *crossing, *blocks, self.seed, self.workers)
-
-    def _call(self, library: str, function: str, *arguments: object) -> None:
-        called = emulated.library(library)[function]
-        called.restype = ctypes.c_char_p
-        message = called(*arguments)
-        if message is not None:
-            kind, _, words = message.decode().partition(": ")
-            raise ERRORS[kind](words)
+    def _call(self, name: str, *arguments: int | float) -> int:
+        row = getattr(emulated.library(SOURCES.get(name, PASSES)), name)
+        if name not in QUESTIONS:
+            arguments = arguments[:-1]  # the stream
+        try:
+            return row(*arguments, self.blocks, self.seed, self.workers)
+        except emulated.EmulationError as error:
+            kind, _, words = str(error).partition(": ")
+            raise ERRORS[kind](words) from None
 
 
 class GuardedFloats:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from tests.support.emulated import call
+from tests.support.emulated import Library
 
 ELEMENT_TYPES = {torch.bfloat16: 0, torch.float16: 1}
 UNIT_ROUNDOFF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -139,27 +138,23 @@ def assert_rounded(y: Tensor, exact: Tensor, slack: Tensor) -> None:
     assert (error <= allowed).all(), f"{(error > allowed).sum()} of {error.numel()} are off, by up to {error.max()}"
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
+def run(library: Library, case: Case, inputs: Inputs) -> Tensor:
     """y, written amid a guard that is found intact."""
     count = torch.Size(case.output_size).numel()
     buffer = torch.full((count + 2 * GUARD,), SENTINEL, dtype=case.dtype)
     y = buffer[GUARD : GUARD + count].fill_(torch.nan).view(case.output_size)
-    call(
-        library.run_bottleneck_inference, *inputs.all, y, ELEMENT_TYPES[case.dtype], *case.sizes,
+    library.bottleneck_inference(*inputs.all, y, ELEMENT_TYPES[case.dtype], *case.sizes,
         case.weights_ready, case.blocks, case.seed, case.workers,
     )  # fmt: skip
     assert (buffer[:GUARD] == SENTINEL).all() and (buffer[-GUARD:] == SENTINEL).all(), "written outside of the output"
     return y
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = draw(case)
     assert_rounded(run(library, case, inputs), *expected(case, inputs))
 
 
-def moved_bytes(library: ctypes.CDLL) -> tuple[int, int]:
+def moved_bytes(library: Library) -> tuple[int, int]:
     """Bytes of x that the last run took out of global memory, and of y that it wrote."""
-    counters = library.bottleneck_inference_loaded_bytes, library.bottleneck_inference_stored_bytes
-    for counter in counters:
-        counter.restype = ctypes.c_int64
-    return counters[0](), counters[1]()
+    return library.loaded_bytes(), library.stored_bytes()

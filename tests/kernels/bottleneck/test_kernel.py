@@ -145,9 +145,9 @@ def test_refuses_in_words(library, name):
 def test_refuses_maps_of_2_to_the_31_elements(library):
     x = torch.zeros(8)
     with pytest.raises(EmulationError, match="x has 2.31 elements or more"):
-        emulated.call(library.run_bottleneck_inference, *[x] * 14, 0, 256, 512, 256, 64, 64, 1, 0, 1, 0, 1)
+        library.bottleneck_inference(*[x] * 14, 0, 256, 512, 256, 64, 64, 1, 0, 1, 0, 1)
     with pytest.raises(EmulationError, match="y has 2.31 elements or more"):
-        emulated.call(library.run_bottleneck_inference, *[x] * 14, 0, 128, 512, 128, 64, 64, 1, 0, 1, 0, 1)
+        library.bottleneck_inference(*[x] * 14, 0, 128, 512, 128, 64, 64, 1, 0, 1, 0, 1)
 
 
 def test_generated_instructions_are_what_the_generator_writes():

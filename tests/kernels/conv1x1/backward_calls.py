@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -10,15 +9,14 @@ from torch import Tensor
 
 from tests.kernels.conv1x1.forward_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intact, guarded
 from tests.kernels.conv1x1.gradient_calls import Case, Inputs, check_products, dgrad, draw
-from tests.support import emulated
+from tests.support.emulated import Library
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """dx, and the partials (blocks, K, C); of `case.with_` "rectified" masks dx by x."""
     dx, dx_buffer = guarded(case.size, case.dtype)
     partials, partials_buffer = guarded((case.blocks, case.k, case.c), torch.float32)
-    emulated.call(
-        library.run_conv1x1_backward, inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.x,
+    library.conv1x1_backward(inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.x,
         case.has("rectified"), inputs.skip, inputs.skip_out, dx, partials, case.blocks, ELEMENT_TYPES[case.dtype],
         *case.size, case.k, case.seed, case.workers,
     )  # fmt: skip
@@ -32,14 +30,14 @@ def exact_dx(case: Case, inputs: Inputs) -> Tensor:
     return dgrad(case, dataclasses.replace(inputs, below_out=inputs.x if case.has("rectified") else None))
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = draw(case)
     dx, partials = run(library, case, inputs)
     torch.testing.assert_close(dx.double(), exact_dx(case, inputs), rtol=UNIT_ROUNDOFF[case.dtype], atol=2e-5)
     check_products(case, inputs, partials)
 
 
-def check_infinite_constant(library: ctypes.CDLL) -> None:
+def check_infinite_constant(library: Library) -> None:
     """An infinite c makes infinities, and nothing where there is no pixel: not the NaN of its product with no x."""
     case = Case(1, 3, 3, 8, 16, blocks=1)
     inputs = draw(case)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tests.support.emulated import call
+from tests.support.emulated import Library
 
 ELEMENT_TYPES = {torch.bfloat16: 0, torch.float16: 1}
 UNIT_ROUNDOFF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -116,7 +115,7 @@ def assert_guard_intact(buffer: Tensor) -> None:
     assert (buffer[:GUARD] == SENTINEL).all() and (buffer[-GUARD:] == SENTINEL).all(), "written outside of the output"
 
 
-def run_act(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
+def run_act(library: Library, case: Case, inputs: Inputs) -> Tensor:
     """y."""
     y, buffer = guarded(case.output_size, case.dtype)
     products = arrivals = None
@@ -124,8 +123,7 @@ def run_act(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
         tiles = split_tiles(library, case)
         products = torch.full((tiles, case.splits, 8192), torch.nan)
         arrivals = torch.zeros(tiles, dtype=torch.int32)
-    call(
-        library.run_conv1x1_act, inputs.x, inputs.weight, inputs.in_scale, inputs.in_shift, inputs.scale, inputs.shift,
+    library.conv1x1_act(inputs.x, inputs.weight, inputs.in_scale, inputs.in_shift, inputs.scale, inputs.shift,
         inputs.residual, y, products, arrivals, case.splits, ELEMENT_TYPES[case.dtype], *case.sizes, case.relu,
         case.weights_ready, *case.schedule,
     )  # fmt: skip
@@ -134,14 +132,12 @@ def run_act(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
     return y
 
 
-def run_stats(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run_stats(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """z and the partials."""
     z, buffer = guarded(case.output_size, case.dtype)
-    library.conv1x1_partial_rows.restype = ctypes.c_int64
     rows = library.conv1x1_partial_rows(case.n, case.h, case.w, case.stride)
     partials, partials_buffer = guarded((rows, 3, case.k), torch.float32)
-    call(
-        library.run_conv1x1_stats, inputs.x, inputs.weight, inputs.in_scale, inputs.in_shift, z, partials,
+    library.conv1x1_stats(inputs.x, inputs.weight, inputs.in_scale, inputs.in_shift, z, partials,
         ELEMENT_TYPES[case.dtype], *case.sizes, *case.schedule,
     )  # fmt: skip
     assert_guard_intact(buffer)
@@ -149,15 +145,13 @@ def run_stats(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor,
     return z, partials
 
 
-def split_tiles(library: ctypes.CDLL, case: Case) -> int:
-    library.conv1x1_split_tiles.restype = ctypes.c_int64
+def split_tiles(library: Library, case: Case) -> int:
     return library.conv1x1_split_tiles(case.n, case.h, case.w, case.k, case.stride)
 
 
-def loaded_bytes(library: ctypes.CDLL) -> int:
+def loaded_bytes(library: Library) -> int:
     """Bytes of x that the last run took out of global memory."""
-    library.conv1x1_loaded_bytes.restype = ctypes.c_int64
-    return library.conv1x1_loaded_bytes()
+    return library.loaded_bytes()
 
 
 def assert_rounded(result: Tensor, expected: Tensor) -> None:
@@ -165,12 +159,12 @@ def assert_rounded(result: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(result.double(), expected, rtol=UNIT_ROUNDOFF[result.dtype], atol=ACCUMULATED)
 
 
-def check_act(library: ctypes.CDLL, case: Case) -> None:
+def check_act(library: Library, case: Case) -> None:
     inputs = draw(case)
     assert_rounded(run_act(library, case, inputs), activated(case, inputs))
 
 
-def check_stats(library: ctypes.CDLL, case: Case) -> None:
+def check_stats(library: Library, case: Case) -> None:
     inputs = draw(case)
     z, partials = run_stats(library, case, inputs)
     assert_rounded(z, convolved(case, inputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tests.kernels.conv1x1.forward_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intact, guarded
 from tests.kernels.conv3x3.wgrad_calls import assert_products
-from tests.support import emulated
+from tests.support.emulated import Library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,17 +123,14 @@ def bn_backward(case: Case, inputs: Inputs) -> Tensor:
 # ---- dgrad ----
 
 
-def run_dgrad(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+def run_dgrad(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     """dx, and the partials where there is a norm below."""
     dx, buffer = guarded(case.size, case.dtype)
     partials = partials_buffer = None
     if inputs.below_z is not None:
-        rows = library.conv1x1_dgrad_partial_rows
-        rows.restype = ctypes.c_int64
-        count = rows(case.n, case.h, case.w, case.stride, case.skip_stride)
+        count = library.conv1x1_dgrad_partial_rows(case.n, case.h, case.w, case.stride, case.skip_stride)
         partials, partials_buffer = guarded((count, 2, case.c), torch.float32)
-    emulated.call(
-        library.run_conv1x1_dgrad, inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.below_z,
+    library.conv1x1_dgrad(inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.below_z,
         inputs.below_scale, inputs.below_shift, inputs.below_mean, inputs.below_out, inputs.skip, inputs.skip_out,
         case.skip_stride, dx, partials, ELEMENT_TYPES[case.dtype], *case.size, case.k, case.stride, case.blocks,
         case.seed, case.workers,
@@ -172,7 +168,7 @@ def check_sums(inputs: Inputs, dx: Tensor, partials: Tensor) -> None:
         assert error < 2e-6, f"{name} is off by {error:.2g} of the sum of its terms' sizes"
 
 
-def check_dgrad(library: ctypes.CDLL, case: Case) -> None:
+def check_dgrad(library: Library, case: Case) -> None:
     inputs = draw(case)
     dx, partials = run_dgrad(library, case, inputs)
     torch.testing.assert_close(dx.double(), dgrad(case, inputs), rtol=UNIT_ROUNDOFF[case.dtype], atol=2e-5)
@@ -183,11 +179,10 @@ def check_dgrad(library: ctypes.CDLL, case: Case) -> None:
 # ---- wgrad ----
 
 
-def run_wgrad(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
+def run_wgrad(library: Library, case: Case, inputs: Inputs) -> Tensor:
     """The partials (splits, K, C)."""
     partials, buffer = guarded((case.blocks, case.k, case.c), torch.float32)
-    emulated.call(
-        library.run_conv1x1_wgrad, inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.x, inputs.in_scale,
+    library.conv1x1_wgrad(inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.x, inputs.in_scale,
         inputs.in_shift, partials, case.blocks, ELEMENT_TYPES[case.dtype], *case.size, case.k, case.stride, case.seed,
         case.workers,
     )  # fmt: skip
@@ -210,13 +205,6 @@ def check_products(case: Case, inputs: Inputs, partials: Tensor) -> None:
     assert_products(partials, *wgrad(case, inputs), inputs.g)
 
 
-def check_wgrad(library: ctypes.CDLL, case: Case) -> None:
+def check_wgrad(library: Library, case: Case) -> None:
     inputs = draw(case)
     check_products(case, inputs, run_wgrad(library, case, inputs))
-
-
-def loaded_bytes(library: ctypes.CDLL, kernel: str) -> int:
-    """Of the maps that the last run of `kernel` counts, the bytes that TMA took out of global memory."""
-    function = library[f"{kernel}_loaded_bytes"]
-    function.restype = ctypes.c_int64
-    return function()

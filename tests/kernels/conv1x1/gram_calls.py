@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tests.kernels.conv1x1.forward_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intact, guarded
-from tests.support import emulated
+from tests.support.emulated import Library
 
 TILE = 128  # pixels
 
@@ -64,12 +63,11 @@ def draw(case: Case) -> Inputs:
     return Inputs((z + far).to(case.dtype), None, None)
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def run(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """center, total and gram."""
     c = case.c
     outputs, buffers = zip(*(guarded(size, torch.float32) for size in ((c,), (c,), (c, c), (case.rows, c + 1, c))))
-    emulated.call(
-        library.run_conv1x1_gram, inputs.z, inputs.in_scale, inputs.in_shift, *outputs, case.rows,
+    library.conv1x1_gram(inputs.z, inputs.in_scale, inputs.in_shift, *outputs, case.rows,
         ELEMENT_TYPES[case.dtype], *case.sizes, case.seed, case.workers,
     )  # fmt: skip
     for buffer in buffers:
@@ -95,7 +93,7 @@ def check_center(case: Case, a: Tensor, center: Tensor) -> None:
     assert (error <= (mean.abs() * UNIT_ROUNDOFF[case.dtype] if case.stride == 1 else 2 * std))[far].all()
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = draw(case)
     center, total, gram = run(library, case, inputs)
     a = activations(case, inputs)
@@ -106,19 +104,18 @@ def check(library: ctypes.CDLL, case: Case) -> None:
     torch.testing.assert_close(gram.double(), a.T @ a, rtol=1e-5, atol=atol)
 
 
-def run_exact(library: ctypes.CDLL, case: Case, inputs: Inputs, center: Tensor, flag: int | None) -> Tensor:
+def run_exact(library: Library, case: Case, inputs: Inputs, center: Tensor, flag: int | None) -> Tensor:
     """The slices of conv1x1_gram_exact, (rows, C + 1, C) float64, NaN where it wrote nothing."""
     partials, buffer = guarded((case.rows, case.c + 1, case.c), torch.float64)
     raised = None if flag is None else torch.tensor([flag], dtype=torch.int32)
-    emulated.call(
-        library.run_conv1x1_gram_exact, inputs.z, inputs.in_scale, inputs.in_shift, center, raised, partials,
+    library.conv1x1_gram_exact(inputs.z, inputs.in_scale, inputs.in_shift, center, raised, partials,
         case.rows, ELEMENT_TYPES[case.dtype], *case.sizes, case.seed, case.workers,
     )  # fmt: skip
     assert_guard_intact(buffer)
     return partials
 
 
-def check_exact(library: ctypes.CDLL, case: Case) -> None:
+def check_exact(library: Library, case: Case) -> None:
     """To float64's rounding where the flag is raised, and nothing at all where it is not."""
     inputs = draw(case)
     a = activations(case, inputs)

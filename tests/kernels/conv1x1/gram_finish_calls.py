@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tests.kernels.conv1x1 import gram_calls as conv1x1_gram_calls
 from tests.kernels.conv1x1.forward_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intact, guarded
-from tests.support import emulated
+from tests.support.emulated import Library
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,11 @@ def parts(quadratic: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((leading, (quadratic - leading.float()).to(dtype)))
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """g and the partials."""
     g, g_buffer = guarded(case.size, case.dtype)
     partials, partials_buffer = guarded((case.rows, 2, case.c), torch.float32)
-    emulated.call(
-        library.run_conv1x1_gram_finish, inputs.t, inputs.z, inputs.in_scale, inputs.in_shift, inputs.center,
+    library.conv1x1_gram_finish(inputs.t, inputs.z, inputs.in_scale, inputs.in_shift, inputs.center,
         parts(inputs.quadratic, case.dtype), inputs.constant, inputs.below_mean, g, partials, case.rows,
         ELEMENT_TYPES[case.dtype], *case.size, case.seed, case.workers,
     )  # fmt: skip
@@ -95,7 +93,7 @@ def reference(case: Case, inputs: Inputs) -> Tensor:
     return torch.where(a <= 0, 0, g) if case.prologue else g
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = draw(case)
     g, partials = run(library, case, inputs)
     g = g.reshape(-1, case.c).double()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tests.kernels.conv1x1.forward_calls import ELEMENT_TYPES, UNIT_ROUNDOFF, assert_guard_intact, guarded
-from tests.support import emulated
+from tests.support.emulated import Library
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,13 @@ def draw(case: Case) -> Inputs:
     )
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def run(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """M, the sum of g, and t."""
     count = case.k * (case.c + 1)
     t, t_buffer = guarded((*case.pixels, case.c), case.dtype)
     products, products_buffer = guarded((count,), torch.float32)
     partials, partials_buffer = guarded((case.rows, count), torch.float32)
-    emulated.call(
-        library.run_conv1x1_products, inputs.grad, inputs.out, inputs.z, inputs.in_scale, inputs.in_shift,
+    library.conv1x1_products(inputs.grad, inputs.out, inputs.z, inputs.in_scale, inputs.in_shift,
         inputs.center, inputs.weight, t, products, partials, case.rows, ELEMENT_TYPES[case.dtype], case.n, case.h,
         case.w, case.c, case.k, case.stride, case.seed, case.workers,
     )  # fmt: skip
@@ -98,7 +96,7 @@ def reference(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return g.T @ a, g.sum(0), (g @ inputs.weight.double()).view(*case.pixels, case.c)
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = draw(case)
     (m, sum_g, t), (expected_m, expected_sum, expected_t) = run(library, case, inputs), reference(case, inputs)
     pixels = torch.Size(case.pixels).numel()

@@ -9,7 +9,7 @@ import torch
 
 from tests.kernels.conv1x1.backward_calls import check, check_infinite_constant, exact_dx, run
 from tests.kernels.conv1x1.forward_calls import UNIT_ROUNDOFF
-from tests.kernels.conv1x1.gradient_calls import Case, draw, loaded_bytes, wgrad
+from tests.kernels.conv1x1.gradient_calls import Case, draw, wgrad
 from tests.support import emulated
 from tests.support.emulated import EmulationError
 
@@ -59,7 +59,7 @@ def test_every_map_is_read_once(library, with_):
     case = Case(2, 13, 11, 200, 56, with_)
     run(library, case, inputs := draw(case))
     maps = (inputs.g, inputs.z, inputs.x, inputs.skip, inputs.skip_out)
-    assert loaded_bytes(library, "conv1x1_backward") == 2 * sum(map.numel() for map in maps if map is not None)
+    assert library.loaded_bytes() == 2 * sum(map.numel() for map in maps if map is not None)
 
 
 def test_nan_and_infinity_go_where_the_reference_sends_them(library):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.conv1x1.forward_calls import UNIT_ROUNDOFF
-from tests.kernels.conv1x1.gradient_calls import Case, check_dgrad, check_sums, dgrad, draw, loaded_bytes, run_dgrad
+from tests.kernels.conv1x1.gradient_calls import Case, check_dgrad, check_sums, dgrad, draw, run_dgrad
 from tests.support import emulated
 from tests.support.emulated import EmulationError
 
@@ -82,7 +82,7 @@ def test_every_schedule_gives_the_same_bits(library, case):
 )
 def test_bytes_of_g_and_z_out_of_global_memory(library, case, maps):
     run_dgrad(library, case, inputs := draw(case))
-    assert loaded_bytes(library, "conv1x1_dgrad") == maps * 2 * inputs.g.numel()
+    assert library.loaded_bytes() == maps * 2 * inputs.g.numel()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -163,8 +163,7 @@ def test_refuses_in_words(library, name):
     call = {"skip_stride": 1, "n": 1, "h": 4, "w": 4, "c": 64, "k": 64, "stride": 1} | numbers
     extents = [call[extent] for extent in ("n", "h", "w", "c", "k", "stride")]
     with pytest.raises(EmulationError, match=rf"ValueError: conv1x1_dgrad of \({call['n']}, .*: .*{said}"):
-        emulated.call(
-            library.run_conv1x1_dgrad, inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.below_z,
+        library.conv1x1_dgrad(inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.weight, inputs.below_z,
             inputs.below_scale, inputs.below_shift, inputs.below_mean, inputs.below_out, inputs.skip, inputs.skip_out,
             call["skip_stride"], OTHER, torch.zeros(2, 64), 0, *extents, 2, 0, 1,
         )  # fmt: skip

@@ -185,6 +185,6 @@ def test_refuses_in_words(library, name):
 def test_refuses_maps_of_2_to_the_31_elements(library):
     x = torch.zeros(8)
     with pytest.raises(EmulationError, match="x has 2.31 elements or more"):
-        emulated.call(library.run_conv1x1_act, *[x] * 10, 1, 0, 256, 512, 512, 32, 8, 1, 1, 0, 2, 0, 1)
+        library.conv1x1_act(*[x] * 10, 1, 0, 256, 512, 512, 32, 8, 1, 1, 0, 2, 0, 1)
     with pytest.raises(EmulationError, match="the output has 2.31 elements or more"):
-        emulated.call(library.run_conv1x1_act, *[x] * 10, 1, 0, 256, 512, 512, 8, 64, 1, 1, 0, 2, 0, 1)
+        library.conv1x1_act(*[x] * 10, 1, 0, 256, 512, 512, 8, 64, 1, 1, 0, 2, 0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import pytest
@@ -83,18 +82,13 @@ def test_finish_repeats_bitwise(finish_library):
     assert all(map(torch.equal, first, conv1x1_gram_finish_calls.run(finish_library, again, inputs)))
 
 
-def loaded_bytes(function) -> int:
-    function.restype = ctypes.c_int64
-    return function()
-
-
 @pytest.mark.parametrize(("channels", "reads"), [(64, 1), (128, 1), (256, 2)])
 def test_z_is_read_once_per_row_of_blocks(library, channels, reads):
     """The first tile beside that, once by every CTA: each finds the centre by itself."""
     case = Case(1, 13, 11, channels, rows=1)
     conv1x1_gram_calls.run(library, case, conv1x1_gram_calls.draw(case))
     expected = reads * 2 * channels * (13 * 11 + 128)
-    assert loaded_bytes(library.conv1x1_gram_loaded_bytes) == expected
+    assert library.loaded_bytes() == expected
 
 
 @pytest.mark.parametrize(("channels", "blocks"), [(64, 1), (128, 1), (264, 3)])
@@ -102,7 +96,7 @@ def test_t_is_read_once_and_z_once_more_than_there_are_blocks_of_columns(finish_
     case = FinishCase(1, 13, 11, channels)
     conv1x1_gram_finish_calls.run(finish_library, case, conv1x1_gram_finish_calls.draw(case))
     expected = (1 + blocks + 1) * 2 * channels * 13 * 11
-    assert loaded_bytes(finish_library.conv1x1_gram_finish_loaded_bytes) == expected
+    assert finish_library.loaded_bytes() == expected
 
 
 def test_nan_and_infinity_reach_the_sums_of_their_channel(library):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import pytest
@@ -64,8 +63,7 @@ def test_products_repeat_bitwise(library, filters):
 def test_grad_is_read_once_per_block_of_channels(library, channels, filters, reads):
     case = Case(1, 13, 11, channels, filters, rows=1)
     run(library, case, draw(case))
-    library.conv1x1_products_loaded_bytes.restype = ctypes.c_int64
-    assert library.conv1x1_products_loaded_bytes() == reads * 2 * 13 * 11 * filters
+    assert library.loaded_bytes() == reads * 2 * 13 * 11 * filters
 
 
 @pytest.mark.parametrize("filters", [64, 512])

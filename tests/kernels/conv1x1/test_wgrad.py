@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.kernels.conv1x1.gradient_calls import Case, check_wgrad, draw, loaded_bytes, run_wgrad, wgrad
+from tests.kernels.conv1x1.gradient_calls import Case, check_wgrad, draw, run_wgrad, wgrad
 from tests.support import emulated
 from tests.support.emulated import EmulationError
 
@@ -70,7 +70,7 @@ def test_bytes_out_of_global_memory(library, case, gradient_reads, x_reads):
     case = dataclasses.replace(case, blocks=1)
     run_wgrad(library, case, inputs := draw(case))
     read = gradient_reads * inputs.g.numel() + x_reads * inputs.x.numel()
-    assert loaded_bytes(library, "conv1x1_wgrad") == 2 * read
+    assert library.loaded_bytes() == 2 * read
 
 
 def test_nan_and_infinity_go_where_the_reference_sends_them(library):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from tests.kernels.conv3x3.forward_calls import ELEMENT_TYPES, check_map
 from tests.support import emulated
+from tests.support.emulated import Library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Outputs:
     partials: Tensor | None
 
 
-def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_rows: int | None = None) -> Outputs:
+def run(case: Case, inputs: Inputs, library: Library | None = None, partial_rows: int | None = None) -> Outputs:
     """Runs the kernel; a row of partials that it must not touch follows those that it may."""
     library = library or emulated.library("kernels/conv3x3/dgrad/host.cpp")
     rows = partial_rows or case.blocks + 1
@@ -141,7 +141,7 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_
     )
     pointers = (inputs.g, *norm, turned_around(inputs.weight), below_z, *mask, below_mean, *block, dx, partials)
     sizes = (ELEMENT_TYPES[case.dtype], *case.size, case.k, case.stride)
-    emulated.call(library.run_conv3x3_halo_dgrad, *pointers, rows, *sizes, case.blocks, case.seed, 1)
+    library.conv3x3_halo_dgrad(*pointers, rows, *sizes, case.blocks, case.seed, 1)
     assert dx[case.n].isnan().all(), "stored behind dx"
     if partials is not None:
         assert partials[rows].isnan().all(), "stored behind the partials"
@@ -151,9 +151,7 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_
 
 def loaded_bytes() -> int:
     """Bytes of g and z that the last run's TMA loads took out of global memory."""
-    function = emulated.library("kernels/conv3x3/dgrad/host.cpp").conv3x3_halo_dgrad_loaded_bytes
-    function.restype = ctypes.c_int64
-    return function()
+    return emulated.library("kernels/conv3x3/dgrad/host.cpp").loaded_bytes()
 
 
 def bn_backward(case: Case, inputs: Inputs) -> Tensor:
@@ -203,7 +201,7 @@ def check_partials(case: Case, inputs: Inputs, outputs: Outputs) -> None:
     assert (outputs.partials[case.blocks :] == 0).all(), "a row that no block needed holds something"
 
 
-def check(case: Case, library: ctypes.CDLL | None = None) -> Outputs:
+def check(case: Case, library: Library | None = None) -> Outputs:
     """Runs a case and holds its outputs to float64."""
     inputs = make_inputs(case)
     outputs = run(case, inputs, library)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support import emulated
+from tests.support.emulated import Library
 
 ELEMENT_TYPES = {torch.bfloat16: 0, torch.float16: 1}
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
@@ -88,7 +88,7 @@ def make_inputs(case: Case) -> Inputs:
     )
 
 
-def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_rows: int | None = None) -> Outputs:
+def run(case: Case, inputs: Inputs, library: Library | None = None, partial_rows: int | None = None) -> Outputs:
     """Runs the kernel; a row of partials that it must not touch follows those that it may."""
     library = library or emulated.library("kernels/conv3x3/forward/host.cpp")
     n, p, q, k = case.out_size
@@ -101,21 +101,19 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None, partial_
         residual = inputs.residual if case.residual else None
         pointers = (inputs.x, inputs.weight, *norm, limit, inputs.scale, inputs.shift, residual, y)
         flags = (int(case.relu), int(case.weights_ready))
-        emulated.call(library.run_conv3x3_halo_act, *pointers, *tail, *flags, *schedule)
+        library.conv3x3_halo_act(*pointers, *tail, *flags, *schedule)
         return Outputs(y, None)
     rows = partial_rows or -(-n * p * q // 128)
     partials = torch.full((rows + 1, 3, k), torch.nan)
     pointers = (inputs.x, inputs.weight, *norm, limit, y, partials, rows)
-    emulated.call(library.run_conv3x3_halo_stats, *pointers, *tail, *schedule)
+    library.conv3x3_halo_stats(*pointers, *tail, *schedule)
     assert partials[rows].isnan().all(), "stored behind the partials"
     return Outputs(y, partials[:rows])
 
 
 def loaded_bytes() -> int:
     """Bytes of x that the last run's TMA loads took out of global memory."""
-    function = emulated.library("kernels/conv3x3/forward/host.cpp").conv3x3_halo_loaded_bytes
-    function.restype = ctypes.c_int64
-    return function()
+    return emulated.library("kernels/conv3x3/forward/host.cpp").loaded_bytes()
 
 
 def _rounded_once(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -187,7 +185,7 @@ def check_partials(case: Case, y: Tensor, partials: Tensor) -> None:
     assert variance_error < 1e-5, f"the variance is off by a factor of 1 + {variance_error:.2g}"
 
 
-def check(case: Case, library: ctypes.CDLL | None = None) -> Outputs:
+def check(case: Case, library: Library | None = None) -> Outputs:
     """Runs a case and holds its outputs to float64."""
     inputs = make_inputs(case)
     outputs = run(case, inputs, library)

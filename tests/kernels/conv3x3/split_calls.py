@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from tests.kernels.conv3x3 import forward_calls as halo
 from tests.kernels.conv3x3.forward_calls import ELEMENT_TYPES, Inputs, check_map, expected, make_inputs
 from tests.support import emulated
+from tests.support.emulated import Library
 
 SPLIT_PRODUCTS = 4096
 SENTINEL = 7.0  # stands behind what a kernel may write
@@ -34,12 +34,10 @@ class Case(halo.Case):
 
 
 def ask(question: str, *arguments: int) -> int:
-    function = emulated.library("kernels/conv3x3/split/host.cpp")[question]
-    function.restype = ctypes.c_int64
-    return function(*arguments)
+    return getattr(emulated.library("kernels/conv3x3/split/host.cpp"), question)(*arguments)
 
 
-def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None) -> Tensor:
+def run(case: Case, inputs: Inputs, library: Library | None = None) -> Tensor:
     """y. The work space is NaN before, and has a row behind it that the kernel must not touch."""
     library = library or emulated.library("kernels/conv3x3/split/host.cpp")
     y = torch.full(case.out_size, torch.nan, dtype=case.dtype)
@@ -50,8 +48,7 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None) -> Tenso
         products[-1] = SENTINEL
         arrivals = torch.zeros(tiles + 1, dtype=torch.int32)
     residual = inputs.residual if case.residual else None
-    emulated.call(
-        library.run_conv3x3_halo_split_act, inputs.x, inputs.weight, inputs.scale, inputs.shift, residual, y, products,
+    library.conv3x3_halo_split_act(inputs.x, inputs.weight, inputs.scale, inputs.shift, residual, y, products,
         arrivals, case.splits, ELEMENT_TYPES[case.dtype], *case.extents, int(case.relu), int(case.weights_ready),
         case.blocks, case.seed, case.workers,
     )  # fmt: skip
@@ -61,6 +58,6 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None) -> Tenso
     return y
 
 
-def check(case: Case, library: ctypes.CDLL | None = None) -> None:
+def check(case: Case, library: Library | None = None) -> None:
     inputs = make_inputs(case)
     check_map(case, run(case, inputs, library), *expected(case, inputs))

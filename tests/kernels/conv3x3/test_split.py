@@ -66,7 +66,7 @@ def test_each_block_of_filters_reads_its_slices_once(case):
     """With the halos of tiles of 8 x 8 pixels; the splits of a tile share its slices and read none twice."""
     run(case, make_inputs(case))
     read_once = case.n * case.h * case.w * case.channels * 2
-    reads = ask("conv3x3_halo_split_loaded_bytes") / read_once / (case.channels // 64)
+    reads = ask("loaded_bytes") / read_once / (case.channels // 64)
     assert 1 <= reads <= (10 / 8) ** 2
 
 
@@ -141,7 +141,6 @@ def test_products_and_arrivals_are_needed_to_share_a_tile():
     x = torch.zeros(1 << 18, dtype=torch.bfloat16)
     for products, arrivals, said in ((None, x, "products is missing"), (x, None, "arrivals is missing")):
         with pytest.raises(emulated.EmulationError, match=said):
-            emulated.call(
-                emulated.library("kernels/conv3x3/split/host.cpp").run_conv3x3_halo_split_act,
+            emulated.library("kernels/conv3x3/split/host.cpp").conv3x3_halo_split_act(
                 *(x, x, None, None, None, x, products, arrivals, case.splits, 0, *case.extents, 1, 0, 2, 0, 1),
             )

@@ -102,7 +102,7 @@ def _call(**changes):
     arguments |= {"in_scale": inputs.in_scale, "in_shift": inputs.in_shift, "limit": 0.0}
     arguments |= {"partials": torch.zeros(1, 64, 9, 64), "splits": 1, "type": 0, "n": 1, "h": 6, "w": 6, "c": 64}
     arguments |= {"k": 64, "stride": 1, "seed": 0, "workers": 1} | changes
-    emulated.call(emulated.library("kernels/conv3x3/wgrad/host.cpp").run_conv3x3_halo_wgrad, *arguments.values())
+    emulated.library("kernels/conv3x3/wgrad/host.cpp").conv3x3_halo_wgrad(*arguments.values())
 
 
 @pytest.mark.parametrize(

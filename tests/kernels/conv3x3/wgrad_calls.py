@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -12,6 +11,7 @@ from tests.kernels.conv3x3 import dgrad_calls as conv3x3_halo_dgrad_calls
 from tests.kernels.conv3x3 import forward_calls as conv3x3_halo_calls
 from tests.kernels.conv3x3.forward_calls import ELEMENT_TYPES, PACKED
 from tests.support import emulated
+from tests.support.emulated import Library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def make_inputs(case: Case) -> Inputs:
     return Inputs(*gradient, forward.x, forward.in_scale, forward.in_shift)
 
 
-def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None) -> Tensor:
+def run(case: Case, inputs: Inputs, library: Library | None = None) -> Tensor:
     """The partials (splits, K, 3, 3, C); what follows them must not be touched."""
     library = library or emulated.library("kernels/conv3x3/wgrad/host.cpp")
     partials = torch.full((case.splits + 1, case.k, 3, 3, case.channels), torch.nan)
@@ -76,18 +76,14 @@ def run(case: Case, inputs: Inputs, library: ctypes.CDLL | None = None) -> Tenso
     norm = (inputs.in_scale, inputs.in_shift) if case.prologue else (None, None)
     limit = PACKED if case.prologue == "packed" else 0.0
     sizes = (ELEMENT_TYPES[case.dtype], case.n, case.h, case.w, case.channels, case.k, case.stride)
-    emulated.call(
-        library.run_conv3x3_halo_wgrad, *gradient, inputs.x, *norm, limit, partials, case.splits, *sizes, case.seed, 1
-    )
+    library.conv3x3_halo_wgrad(*gradient, inputs.x, *norm, limit, partials, case.splits, *sizes, case.seed, 1)
     assert partials[case.splits].isnan().all(), "stored behind the partials"
     return partials[: case.splits]
 
 
 def loaded_bytes() -> int:
     """Bytes of g, z and x that the last run's TMA loads took out of global memory."""
-    function = emulated.library("kernels/conv3x3/wgrad/host.cpp").conv3x3_halo_wgrad_loaded_bytes
-    function.restype = ctypes.c_int64
-    return function()
+    return emulated.library("kernels/conv3x3/wgrad/host.cpp").loaded_bytes()
 
 
 def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -113,7 +109,7 @@ def assert_products(partials: Tensor, exact: Tensor, size: Tensor, g: Tensor) ->
     assert worst <= 1, f"dW is off by {worst:.3g} times float32's share of the sum of its terms' sizes"
 
 
-def check(case: Case, library: ctypes.CDLL | None = None) -> Tensor:
+def check(case: Case, library: Library | None = None) -> Tensor:
     """Runs a case and holds the sum of its partials to float64; returns the partials."""
     inputs = make_inputs(case)
     partials = run(case, inputs, library)

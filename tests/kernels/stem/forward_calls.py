@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from tests.kernels.conv1x1.forward_calls import (
     assert_rounded,
     guarded,
 )
-from tests.support.emulated import call
+from tests.support.emulated import Library
 
 FILTERS, SIZE, CHANNELS = 64, 7, 3
 WINDOW = {"stride": 2, "padding": 3}
@@ -106,41 +105,38 @@ def activated(case: Case, inputs: Inputs) -> Tensor:
     return torch.relu(y) if case.relu else y
 
 
-def run_act(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
+def run_act(library: Library, case: Case, inputs: Inputs) -> Tensor:
     """y."""
     y, buffer = guarded(case.output_size, case.dtype)
-    call(
-        library.run_stem_act, inputs.x, inputs.weight, inputs.scale, inputs.shift, inputs.residual, y, *case.extents,
+    library.stem_act(inputs.x, inputs.weight, inputs.scale, inputs.shift, inputs.residual, y, *case.extents,
         case.relu, *case.schedule,
     )  # fmt: skip
     assert_guard_intact(buffer)
     return y
 
 
-def run_stats(library: ctypes.CDLL, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run_stats(library: Library, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """z and the partials."""
     z, buffer = guarded(case.output_size, case.dtype)
-    library.stem_partial_rows.restype = ctypes.c_int64
     rows = library.stem_partial_rows(case.n, case.h, case.w)
     partials, partials_buffer = guarded((rows, 3, FILTERS), torch.float32)
-    call(library.run_stem_stats, inputs.x, inputs.weight, z, partials, *case.extents, *case.schedule)
+    library.stem_stats(inputs.x, inputs.weight, z, partials, *case.extents, *case.schedule)
     assert_guard_intact(buffer)
     assert_guard_intact(partials_buffer)
     return z, partials
 
 
-def loaded_bytes(library: ctypes.CDLL) -> int:
+def loaded_bytes(library: Library) -> int:
     """Bytes of x and of the weight that the last run took out of global memory."""
-    library.stem_loaded_bytes.restype = ctypes.c_int64
-    return library.stem_loaded_bytes()
+    return library.loaded_element_bytes()
 
 
-def check_act(library: ctypes.CDLL, case: Case) -> None:
+def check_act(library: Library, case: Case) -> None:
     inputs = draw(case)
     assert_rounded(run_act(library, case, inputs), activated(case, inputs))
 
 
-def check_stats(library: ctypes.CDLL, case: Case) -> None:
+def check_stats(library: Library, case: Case) -> None:
     inputs = draw(case)
     z, partials = run_stats(library, case, inputs)
     assert_rounded(z, convolved(inputs))
@@ -154,7 +150,7 @@ def check_stats(library: ctypes.CDLL, case: Case) -> None:
     torch.testing.assert_close(m2 / len(values), var, rtol=1e-5, atol=1e-12)
 
 
-def check_nan(library: ctypes.CDLL, case: Case) -> None:
+def check_nan(library: Library, case: Case) -> None:
     """NaN and infinity in the images, the filters and the residual come out where float64 has them."""
     inputs = draw(case)
     inputs.x[0, 10, 12, 1] = torch.nan

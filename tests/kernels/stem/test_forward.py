@@ -121,4 +121,4 @@ def test_refuses_in_words(library, name):
     arguments |= {"residual": None, "y": torch.zeros(case.output_size, dtype=BF16), "type": 0, "n": 1, "h": 8, "w": 8}
     arguments |= {"relu": 1, "blocks": 2, "seed": 0, "workers": 1} | sizes | changes
     with pytest.raises(EmulationError, match="ValueError: stem_act of .*" + reason):
-        emulated.call(library.run_stem_act, *arguments.values())
+        library.stem_act(*arguments.values())

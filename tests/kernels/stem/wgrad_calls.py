@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from tests.kernels.conv3x3.dgrad_calls import bn_backward
 from tests.kernels.conv3x3.wgrad_calls import assert_products
 from tests.kernels.stem import forward_calls as stem_calls
 from tests.kernels.stem.forward_calls import CHANNELS, FILTERS, SIZE, WINDOW, nchw
-from tests.support.emulated import call
+from tests.support.emulated import Library
 
 WEIGHT = (FILTERS, SIZE, SIZE, CHANNELS)
 
@@ -58,23 +57,19 @@ def draw(case: Case) -> Inputs:
     )
 
 
-def run(library: ctypes.CDLL, case: Case, inputs: Inputs) -> Tensor:
+def run(library: Library, case: Case, inputs: Inputs) -> Tensor:
     """The partials (splits, 64, 7, 7, 3)."""
     partials, buffer = guarded((case.splits, *WEIGHT), torch.float32)
-    call(
-        library.run_stem_wgrad, inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.x, partials, case.splits,
+    library.stem_wgrad(inputs.g, inputs.z, inputs.a, inputs.b, inputs.c, inputs.x, partials, case.splits,
         *case.extents, case.seed, case.workers,
     )  # fmt: skip
     assert_guard_intact(buffer)
     return partials
 
 
-def loaded_bytes(library: ctypes.CDLL) -> tuple[int, int]:
+def loaded_bytes(library: Library) -> tuple[int, int]:
     """Bytes of g and z, and of x, that the last run took out of global memory."""
-    functions = library.stem_wgrad_loaded_bytes, library.stem_wgrad_image_bytes
-    for function in functions:
-        function.restype = ctypes.c_int64
-    return tuple(function() for function in functions)
+    return library.loaded_bytes(), library.loaded_element_bytes()
 
 
 def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -88,7 +83,7 @@ def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return correlation(x, dz), correlation(x.abs(), dz.abs())
 
 
-def check(library: ctypes.CDLL, case: Case) -> Tensor:
+def check(library: Library, case: Case) -> Tensor:
     """Runs a case and holds the sum of its partials to float64; returns the partials."""
     inputs = draw(case)
     partials = run(library, case, inputs)

@@ -1,23 +1,6 @@
-// conv1x1_dgrad, launcher and kernel, compiled for the CPU, as C functions for ctypes.
-#include "emulation/c_function.hpp"
+// conv1x1_dgrad, launcher and kernel, compiled for the CPU.
+#include "emulation/host.hpp"
+
 #include "kernels/conv1x1/dgrad/launch.cu"
 
-using launch::Pointer;
-
-extern "C" const char* run_conv1x1_dgrad(Pointer g, Pointer z, Pointer a, Pointer b, Pointer c_, Pointer weight,
-                                         Pointer below_z, Pointer below_scale, Pointer below_shift, Pointer below_mean,
-                                         Pointer below_out, Pointer skip, Pointer skip_out, int skip_stride, Pointer dx,
-                                         Pointer partials, int element_type, int n, int h, int w, int c, int k,
-                                         int stride, int blocks, int seed, int workers) {
-    return message_of(blocks, seed, workers, [&] {
-        launch::conv1x1_dgrad(g, z, a, b, c_, weight, below_z, below_scale, below_shift, below_mean, below_out, skip,
-                              skip_out, skip_stride, dx, partials, element_type, n, h, w, c, k, stride, 0);
-    });
-}
-
-extern "C" int64_t conv1x1_dgrad_partial_rows(int n, int h, int w, int stride, int skip_stride) {
-    return launch::conv1x1_dgrad_partial_rows(n, h, w, stride, skip_stride);
-}
-
-// Bytes of g and z that the last run's TMA loads took out of global memory.
-extern "C" int64_t conv1x1_dgrad_loaded_bytes() { return launch::loaded_bytes; }
+HOST(HOST_ROW(conv1x1_dgrad), HOST_ROW(conv1x1_dgrad_partial_rows))
