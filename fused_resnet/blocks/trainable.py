@@ -194,4 +194,7 @@ def _update(norm: nn.Module, mean: Tensor, var: Tensor, shared: Tensor | None, s
     momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     unbiased = var * (count / (count - 1))
     for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum)
+        wide = running.to(torch.promote_types(running.dtype, new.dtype))  # rounded once, as it does
+        wide.mul_(1 - momentum).add_(new, alpha=momentum)
+        if wide is not running:
+            running.copy_(wide)

@@ -210,7 +210,8 @@ _BUILDER_DOC = """
         weights: None (random initialisation); a member of torchvision's {enum}, or its name,
             {names}; or a local .pth, .pt or .safetensors file.
         progress: whether a download shows its progress on stderr.
-        **kwargs: arguments of ResNet.
+        **kwargs: ResNet's num_classes, zero_init_residual, groups, width_per_group, replace_stride_with_dilation and
+            norm_layer.
 
     Raises:
         ValueError, TypeError, OSError: weights that do not exist, cannot be had, are damaged or do not fit.

@@ -8,6 +8,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import BasicBlock, Bottleneck, use_backend
+from fused_resnet.blocks import trainable
 from fused_resnet.blocks.stages import stages_forward
 from fused_resnet.ops import dispatch
 from tests.models.test_blocks import BlockCase
@@ -121,6 +122,15 @@ def test_triton_trains_a_block(case):
     exact = step(copy.deepcopy(block).double(), x.double(), grad.double(), "auto")
     ours = step(copy.deepcopy(block), x, grad, "triton")
     assert_as_near(ours, lambda: step(copy.deepcopy(block), x, grad, "auto"), exact)
+
+
+def test_running_statistics_of_16_bits_are_rounded_once():
+    norm, mean, var = nn.BatchNorm2d(64).half(), torch.randn(64), torch.rand(64)
+    norm.running_mean.normal_()
+    expected = [0.9 * norm.running_mean.float() + 0.1 * mean, 0.9 * norm.running_var.float() + 0.1 * var * (80 / 79)]
+    trainable._update(norm, mean, var, None, (2, 64, 5, 8))
+    for running, exact in zip((norm.running_mean, norm.running_var), expected):
+        assert ((running.float() - exact).abs() <= 0.5005 * torch.finfo(torch.float16).eps * exact.abs()).all()
 
 
 def test_running_statistics_over_ten_steps():
