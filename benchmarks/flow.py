@@ -29,10 +29,9 @@ STYLE = """
 NAMES = {"fused_resnet": "fused_resnet", "torchvision": "torchvision eager", "reference": "the modules, eager"}
 
 
-def ops_of(row: dict) -> list[dict]:
-    """The ops of a row of `traffic` that move maps, forward first."""
-    moving = [op for op in row["ops"] if op["moves"] == "maps"]
-    return sorted(moving, key=lambda op: op["phase"] == "backward")
+def ops_of(row: dict, phase: str) -> list[dict]:
+    """The ops of one phase of a row of `traffic` that move maps."""
+    return [op for op in row["ops"] if op["phase"] == phase and op["moves"] == "maps"]
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
@@ -58,7 +57,7 @@ def _column(label: str, row: dict, x: float) -> tuple[list[str], float]:
     """One row of `traffic`, drawn from the top at x, and where it ends."""
     parts, y = [_text(x + ARROW + BOX / 2, 24, NAMES[label], kind="head")], 36.0
     for phase in traffic.PHASES:
-        ops = [op for op in ops_of(row) if op["phase"] == phase]
+        ops = ops_of(row, phase)
         for op in ops:
             parts += _op(op, x, y)
             y += ROW

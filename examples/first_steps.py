@@ -1,6 +1,8 @@
 """A ResNet-50 of this package in the place of torchvision's: infer, look, freeze, train.
 
-python examples/first_steps.py [--device cuda] [--size 224] [--weights IMAGENET1K_V2]
+    python examples/first_steps.py [--device cuda] [--size 224] [--weights IMAGENET1K_V2]
+
+Without --weights nothing is downloaded, and the network is a random one.
 """
 
 from __future__ import annotations

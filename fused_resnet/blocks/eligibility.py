@@ -6,6 +6,7 @@ could tell: no hook inside, no foreign module, no gradient or transform that the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -119,10 +120,12 @@ class Path(NamedTuple):
     relu: Check
     differentiable: bool
 
-    def parts(self, depth: int) -> tuple[tuple[str, Check], ...]:
-        """The names of a stem's modules, or of those of a block of `depth` convolutions, each with its check."""
-        named = [(f"{name}{i}", check) for i in range(1, depth + 1) for name, check in zip(("conv", "bn"), self)]
-        return (("relu", self.relu), *named)
+
+@functools.cache
+def parts_of(path: Path, depth: int) -> tuple[tuple[str, Check], ...]:
+    """The names of a stem's modules, depth 1, or of those of a block of `depth` convolutions, each with its check."""
+    units = [((f"conv{i}", path.conv), (f"bn{i}", path.norm)) for i in range(1, depth + 1)]
+    return (("relu", path.relu), *(part for unit in units for part in unit))
 
 
 INFERENCE = Path(conv_reason, norm_reason, conv_reason, relu_reason, differentiable=False)

@@ -14,7 +14,7 @@ from .. import ops
 from ..ops.asked import one_backend
 from ..ops.dispatch import note_path, too_small, trains_by_name
 from . import trainable
-from .eligibility import INFERENCE, TRAINING, Path, chain_reason, compute_dtype, hook_reason
+from .eligibility import INFERENCE, TRAINING, Path, chain_reason, compute_dtype, hook_reason, parts_of
 
 
 def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -76,9 +76,6 @@ def conv_norm_act(
     )
 
 
-_PARTS = {(depth, path): path.parts(depth) for depth in (2, 3) for path in (INFERENCE, TRAINING)}
-
-
 def small_reason(x: Tensor) -> str | None:
     """`too_small`, where the size is known: under a tracer or torch.compile it may be another one at the next call."""
     return None if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) else too_small(x)
@@ -106,7 +103,7 @@ class _ResidualBlock(nn.Module):
         return self._reason(x, TRAINING) or self.parts().broadcast_reason()
 
     def _reason(self, x: Tensor, path: Path) -> str | None:
-        reason = chain_reason(x, self._modules, _PARTS[self._depth, path], path)
+        reason = chain_reason(x, self._modules, parts_of(path, self._depth), path)
         shortcut = self.downsample
         if reason is not None or shortcut is None:
             return reason

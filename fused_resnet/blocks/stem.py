@@ -9,17 +9,15 @@ from .. import ops
 from ..ops.asked import one_backend
 from ..ops.dispatch import note_path, trains_by_name
 from . import trainable
-from .eligibility import INFERENCE, TRAINING, chain_reason, compute_dtype, hook_reason, input_reason
+from .eligibility import INFERENCE, TRAINING, chain_reason, compute_dtype, hook_reason, input_reason, parts_of
 from .residual import conv_norm_act, small_reason
-
-_PARTS = {path: path.parts(1) for path in (INFERENCE, TRAINING)}
 
 
 def stem_unfused_reason(
     conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module | None, x: Tensor
 ) -> str | None:
     """Why a stem would be called module by module for `x`; None when it would run as one op."""
-    reason = chain_reason(x, {"conv1": conv, "bn1": norm, "relu": relu}, _PARTS[INFERENCE], INFERENCE)
+    reason = chain_reason(x, {"conv1": conv, "bn1": norm, "relu": relu}, parts_of(INFERENCE, 1), INFERENCE)
     return reason or _pool_reason(conv, pool)
 
 
@@ -29,7 +27,7 @@ def stem_untrainable_reason(
     """Why a stem would not run `x` through the differentiable ops; None when it would, where asked for by name."""
     if torch.compiler.is_compiling():
         return "torch's own modules train under torch.compile"
-    reason = chain_reason(x, {"conv1": conv, "bn1": norm, "relu": relu}, _PARTS[TRAINING], TRAINING)
+    reason = chain_reason(x, {"conv1": conv, "bn1": norm, "relu": relu}, parts_of(TRAINING, 1), TRAINING)
     return reason or _pool_reason(conv, pool)
 
 

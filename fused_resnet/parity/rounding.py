@@ -112,15 +112,12 @@ def _composed() -> dict[Any, Callable]:
         "native_batch_norm_backward", "cudnn_batch_norm_backward", "batch_norm_backward", "_softmax", "_log_softmax",
     )  # fmt: skip
     found = torch._decomp.get_decompositions([getattr(aten, name) for name in names])
-    return (
-        found
-        | _batch_norms(aten)
-        | {
-            aten.addcmul.default: _addcmul,
-            aten.var_mean.correction: _var_mean,
-            aten.var.correction: lambda *arguments, **keywords: _var_mean(*arguments, **keywords)[0],
-        }
-    )
+    found |= _batch_norms(aten)
+    return found | {
+        aten.addcmul.default: _addcmul,
+        aten.var_mean.correction: _var_mean,
+        aten.var.correction: lambda *arguments, **keywords: _var_mean(*arguments, **keywords)[0],
+    }
 
 
 class Rounding(TorchDispatchMode):

@@ -17,9 +17,10 @@ def block() -> dict:
 def test_boxes_add_up_to_what_a_step_moves(block):
     ours, eager = block["rows"].values()
     for row, forward, backward in ((ours, 17, 30), (eager, 48, 66)):
-        sums = {"forward": 0, "backward": 0}
-        for op in flow.ops_of(row):
-            sums[op["phase"]] += op["maps_read"] + op["maps_written"]
+        sums = {
+            phase: sum(op["maps_read"] + op["maps_written"] for op in flow.ops_of(row, phase))
+            for phase in ("forward", "backward")
+        }
         assert sums == pytest.approx({"forward": forward, "backward": backward})
 
 

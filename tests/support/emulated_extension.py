@@ -7,6 +7,7 @@ Python runs unchanged above it.  Buffers that the backend allocates are guarded:
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
@@ -26,25 +27,12 @@ from fused_resnet.backends.cuda import (
 from . import emulated
 from .guarded import MARGIN, SENTINEL, GuardedOutput
 
-PASSES = "kernels/passes/host.cpp"
-# The folders of csrc/kernels/ with what their host files offer; PASSES has the rest.
-OFFERED = {
-    "bottleneck": "bottleneck_inference",
-    "conv1x1/backward": "conv1x1_backward conv1x1_backward_rows",
-    "conv1x1/dgrad": "conv1x1_dgrad conv1x1_dgrad_partial_rows",
-    "conv1x1/forward": "conv1x1_act conv1x1_partial_rows conv1x1_split_tiles conv1x1_splits conv1x1_stats",
-    "conv1x1/gram": "conv1x1_gram conv1x1_gram_exact conv1x1_gram_exact_rows conv1x1_gram_rows",
-    "conv1x1/gram_finish": "conv1x1_gram_finish conv1x1_gram_finish_rows",
-    "conv1x1/products": "conv1x1_products conv1x1_products_rows",
-    "conv1x1/wgrad": "conv1x1_wgrad conv1x1_wgrad_splits",
-    "conv3x3/dgrad": "conv3x3_halo_dgrad",
-    "conv3x3/forward": "conv3x3_halo_act conv3x3_halo_stats",
-    "conv3x3/split": "conv3x3_halo_split_act conv3x3_halo_split_tiles conv3x3_halo_splits",
-    "conv3x3/wgrad": "conv3x3_halo_wgrad conv3x3_halo_wgrad_splits",
-    "stem/forward": "stem_act stem_partial_rows stem_stats",
-    "stem/wgrad": "stem_wgrad stem_wgrad_splits",
+# What the host files offer, each with the file that does.
+SOURCES = {
+    name: str(host.relative_to(emulated.CSRC))
+    for host in sorted(emulated.CSRC.glob("kernels/**/host.cpp"))
+    for name in re.findall(r"HOST_ROW\((\w+)\)", host.read_text())
 }
-SOURCES = {name: f"kernels/{folder}/host.cpp" for folder, names in OFFERED.items() for name in names.split()}
 QUESTIONS = [name for name in SOURCES if name.endswith(("_rows", "_tiles", "_splits"))]
 ERRORS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
 
@@ -62,7 +50,7 @@ class EmulatedExtension:
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *arguments: int | float) -> int:
-        row = getattr(emulated.library(SOURCES.get(name, PASSES)), name)
+        row = getattr(emulated.library(SOURCES[name]), name)
         if name not in QUESTIONS:
             arguments = arguments[:-1]  # the stream
         try:

@@ -7,11 +7,10 @@
 //     shortcut    x, or Wd x * scaled + shiftd with the block's stride
 //
 // y1 and y2 are rounded to x's type, and never leave shared memory. Every block loops over tiles of the output.
-// Warpgroup 0 brings a tile's input with its halo, and weights (load.cuh). Two consumer warpgroups
-// make y1 of the halo, its padding zero; then y2 of the tile, whose nine taps are nine shifted views of y1; then y, 64
-// channels at a time. In all three the weights are operand A of wgmma, M = 64 filters, and the pixels are operand B
-// (multiply.cuh). What leaves the accumulators is epilogue.cuh; tiles and
-// memory are plan.cuh.
+// Warpgroup 0 brings a tile's input with its halo, and weights (load.cuh). Two consumer warpgroups make y1 of the halo,
+// its padding zero; then y2 of the tile, whose nine taps are nine shifted views of y1; then y, 64 channels at a time.
+// In all three the weights are operand A of wgmma, M = 64 filters, and the pixels are operand B (multiply.cuh). What
+// leaves the accumulators is epilogue.cuh; tiles and memory are plan.cuh.
 #pragma once
 #include "kernels/bottleneck/epilogue.cuh"
 #include "kernels/bottleneck/load.cuh"

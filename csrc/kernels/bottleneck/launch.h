@@ -5,10 +5,9 @@
 
 namespace launch {
 
-// y1 = relu(conv(x, weight1) * scale1 + shift1)            1x1
-// y2 = relu(conv(y1, weight2) * scale2 + shift2)           3x3, padding 1, `stride`
-// y  = relu(conv(y2, weight3) * scale3 + shift3 + shortcut)
-// shortcut = x, or conv(x, downsample) * downsample_scale + downsample_shift, 1x1, `stride`
+// y1 = relu(conv(x, weight1) * scale1 + shift1)            1x1 y2 = relu(conv(y1, weight2) * scale2 + shift2)
+// 3x3, padding 1, `stride` y  = relu(conv(y2, weight3) * scale3 + shift3 + shortcut) shortcut = x, or conv(x,
+// downsample) * downsample_scale + downsample_shift, 1x1, `stride`
 //
 // y1 and y2 are rounded to x's type.
 //

@@ -8,8 +8,8 @@
 //     partials                        per channel, the sums of dx as rounded and of dx * (below_z - below_mean)
 //
 // The warpgroups' roles are conv1x1's: one thread loads, and two consumers take turns with tiles of 128 pixels by 128
-// channels, one multiplying (multiply.cuh) while the other is in its epilogue
-// (epilogue.cuh). The weight is operand B as it lies in memory, channels contiguous.
+// channels, one multiplying (multiply.cuh) while the other is in its epilogue (epilogue.cuh). The weight is operand B
+// as it lies in memory, channels contiguous.
 //
 // A pixel's g and z come out of the L2 cache once for every 128 channels: with many filters that, and not memory, is
 // what a tile waits for.

@@ -5,12 +5,12 @@
 //     prologue    nothing, or relu(x * in_scale + in_shift) rounded to x's type
 //     epilogue    act(z * scale + shift + residual), or z and, per filter, (count, mean, M2) of z as rounded
 //
-// Every block loops over tiles of 128 pixels by 64 or 128 filters (plan.cuh). One thread of warpgroup 0 keeps a
-// ring of stages full, each 64 channels of the tile's pixels and of its filters (load.cuh). Two consumer
-// warpgroups take turns with the tiles, so that one multiplies (multiply.cuh) while the other is in its
-// epilogue (epilogue.cuh). The pixels are operand A, from shared memory, or, where the prologue turns them into
-// something else on the way, from registers. Where the tiles are too few for the GPU, several blocks share one, each
-// with some of its channels; the last of them to finish adds up what all of them left, in a fixed order.
+// Every block loops over tiles of 128 pixels by 64 or 128 filters (plan.cuh). One thread of warpgroup 0 keeps a ring of
+// stages full, each 64 channels of the tile's pixels and of its filters (load.cuh). Two consumer warpgroups take turns
+// with the tiles, so that one multiplies (multiply.cuh) while the other is in its epilogue (epilogue.cuh). The pixels
+// are operand A, from shared memory, or, where the prologue turns them into something else on the way, from registers.
+// Where the tiles are too few for the GPU, several blocks share one, each with some of its channels; the last of them
+// to finish adds up what all of them left, in a fixed order.
 #pragma once
 #include "kernels/conv1x1/forward/epilogue.cuh"
 #include "kernels/conv1x1/forward/load.cuh"

@@ -5,12 +5,12 @@
 //     center    the mean of the map's first tile where it is more than four deviations from zero, else 0
 //
 // A block has 64 x 64 or 128 x 128 elements of G, on or above the diagonal, which it accumulates in registers over
-// every so-many-th tile of 128 pixels (plan.cuh) and leaves in a row of partials. Warpgroup 0 keeps a ring
-// of operands full, each a tile's pixels by the block's rows or, off the diagonal, by its columns. Two consumer
-// warpgroups turn z into a where it lies, and multiply it, 64 rows each; a^T and a are the same bytes, as pixels are
-// the rows of both operands in shared memory. One tile is turned into a while the one before is multiplied. The first
-// tile to arrive is the map's, of which every block finds the centre by itself: no launch comes before. Pixels outside
-// of the map are zeros in a.
+// every so-many-th tile of 128 pixels (plan.cuh) and leaves in a row of partials. Warpgroup 0 keeps a ring of operands
+// full, each a tile's pixels by the block's rows or, off the diagonal, by its columns. Two consumer warpgroups turn z
+// into a where it lies, and multiply it, 64 rows each; a^T and a are the same bytes, as pixels are the rows of both
+// operands in shared memory. One tile is turned into a while the one before is multiplied. The first tile to arrive is
+// the map's, of which every block finds the centre by itself: no launch comes before. Pixels outside of the map are
+// zeros in a.
 #pragma once
 #include "kernels/conv1x1/gram/activations.cuh"
 #include "kernels/conv1x1/gram/load.cuh"

@@ -9,10 +9,10 @@
 // bias the sums, as a's mean is not zero.
 //
 // A block has 64 or 128 of the columns and every so-many-th pair of tiles of 128 pixels. Warpgroup 0 keeps a ring of
-// stages full: first, slice by slice, z with the quadratic's rows (multiply.cuh), then z and t of
-// the block's own columns. Each of two consumer warpgroups has a tile; g takes the place of t and leaves from there.
-// A thread adds up eight channels of some of the pixels as they were stored, over all its tiles. So z is read twice,
-// and once more for every further block of columns, but out of the L2 cache.
+// stages full: first, slice by slice, z with the quadratic's rows (multiply.cuh), then z and t of the block's own
+// columns. Each of two consumer warpgroups has a tile; g takes the place of t and leaves from there. A thread adds up
+// eight channels of some of the pixels as they were stored, over all its tiles. So z is read twice, and once more for
+// every further block of columns, but out of the L2 cache.
 #pragma once
 #include "kernels/conv1x1/gram_finish/load.cuh"
 #include "kernels/conv1x1/gram_finish/multiply.cuh"

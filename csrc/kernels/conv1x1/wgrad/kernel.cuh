@@ -8,8 +8,7 @@
 // One thread of warpgroup 0 loads. Each consumer turns g and z into the transposed dz of its 64 filters, in registers:
 // operand A of a whole tile of pixels, so that g and z make room before the products begin, and one consumer makes dz
 // while the other multiplies. x is operand B as it lies in memory; a prologue is applied to it there, by both
-// consumers. Blocks share the pixels (plan.cuh) and leave a row of partials each, to be summed in their
-// order.
+// consumers. Blocks share the pixels (plan.cuh) and leave a row of partials each, to be summed in their order.
 //
 // A pixel that does not exist is a zero in x, so that an infinite c, unlike a finite one, may make a NaN where the
 // definition has an infinity.

@@ -5,8 +5,8 @@
 
 namespace launch {
 
-// dz = a * g + b * z + c, rounded to g's type; x' = relu(x * in_scale + in_shift), rounded to x's type, or x.
-// The sum over the splits of partials is dW = dz^T x', over the pixels that the convolution read.
+// dz = a * g + b * z + c, rounded to g's type; x' = relu(x * in_scale + in_shift), rounded to x's type, or x. The sum
+// over the splits of partials is dW = dz^T x', over the pixels that the convolution read.
 //
 //   g, z      (n, p, q, k) with p = ceil(h / stride), q = ceil(w / stride)
 //   a, b, c_  (k) float32; z, b and c_ are 0 where the statistics are constants

@@ -8,8 +8,8 @@
 //     partials                        per channel, the sums of dx as rounded and of dx * (below_z - below_mean)
 //
 // The warpgroups' roles, the taps as shifted views of a halo in shared memory, the streamed weights and the staged
-// output are conv3x3_halo's own. New are: a second map in the prologue (load.cuh), the phases of
-// stride 2 (plan.cuh), and the mask and the sums in the epilogue (epilogue.cuh).
+// output are conv3x3_halo's own. New are: a second map in the prologue (load.cuh), the phases of stride 2 (plan.cuh),
+// and the mask and the sums in the epilogue (epilogue.cuh).
 #pragma once
 #include "kernels/conv3x3/dgrad/epilogue.cuh"
 #include "kernels/conv3x3/dgrad/load.cuh"

@@ -5,9 +5,9 @@
 
 namespace launch {
 
-// dz = a * g + b * z + c, rounded to g's type; dx = conv_transpose(dz, weight) + skip, zero where
-// below_z * below_scale + below_shift <= 0 or where below_out <= 0, rounded; skip is taken for zero where skip_out <=
-// 0. All of it in float32; a NaN in below_z or below_out lets dx pass, one in skip_out the skip.
+// dz = a * g + b * z + c, rounded to g's type; dx = conv_transpose(dz, weight) + skip, zero where below_z * below_scale
+// + below_shift <= 0 or where below_out <= 0, rounded; skip is taken for zero where skip_out <= 0. All of it in
+// float32; a NaN in below_z or below_out lets dx pass, one in skip_out the skip.
 //
 //   g, z      (n, p, q, k) with p = ceil(h / stride), q = ceil(w / stride)
 //   a, b, c_  (k) float32; z, b and c_ are 0 where the statistics are constants

@@ -6,10 +6,10 @@
 //     epilogue    act(z * scale + shift + residual), or z and, per filter, (count, mean, M2) of z as rounded
 //
 // Every block loops over tiles of the output. Warpgroup 0 brings a tile's input with its halo into shared memory, where
-// some of its warps apply the prologue once (load.cuh). Two consumer warpgroups read the nine taps as nine
-// shifted views of the same pixels: operand B of wgmma, N = pixels. The weights are operand A, M = 64 filters: in
-// registers where 64 channels go to 64, else streamed through shared memory (multiply.cuh). The epilogue
-// goes out through a staging buffer and TMA (epilogue.cuh). Tiles, slices, memory: plan.cuh.
+// some of its warps apply the prologue once (load.cuh). Two consumer warpgroups read the nine taps as nine shifted
+// views of the same pixels: operand B of wgmma, N = pixels. The weights are operand A, M = 64 filters: in registers
+// where 64 channels go to 64, else streamed through shared memory (multiply.cuh). The epilogue goes out through a
+// staging buffer and TMA (epilogue.cuh). Tiles, slices, memory: plan.cuh.
 #pragma once
 #include "kernels/conv3x3/forward/epilogue.cuh"
 #include "kernels/conv3x3/forward/load.cuh"

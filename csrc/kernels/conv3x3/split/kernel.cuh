@@ -3,9 +3,9 @@
 //
 //     out = act(conv(input, weights) * scale + shift + residual)
 //
-// A block's tile is small, and has 64 filters (plan.cuh). Where such tiles still are too few,
-// several blocks share one, each with some of the input channels; the last of them to finish adds up what all of them
-// left, in a fixed order (kernels/parts/split_products.cuh). Halo, taps and epilogue are conv3x3_halo's own.
+// A block's tile is small, and has 64 filters (plan.cuh). Where such tiles still are too few, several blocks share one,
+// each with some of the input channels; the last of them to finish adds up what all of them left, in a fixed order
+// (kernels/parts/split_products.cuh). Halo, taps and epilogue are conv3x3_halo's own.
 #pragma once
 #include "kernels/conv3x3/split/plan.cuh"
 #include "kernels/parts/split_products.cuh"

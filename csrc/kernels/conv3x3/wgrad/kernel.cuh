@@ -7,8 +7,8 @@
 //
 // The pixels are the k of wgmma: operand A is a tile of dz and B the halo of x, both as they lie in memory, channels
 // contiguous. Nine shifted views of one halo are the nine taps. Warpgroup 0 loads both and makes dz and the activations
-// of them in place; warpgroup 1 + r multiplies tap row r. Blocks share the pixels (plan.cuh) and
-// leave a row of partials each, to be summed in their order.
+// of them in place; warpgroup 1 + r multiplies tap row r. Blocks share the pixels (plan.cuh) and leave a row of
+// partials each, to be summed in their order.
 //
 // A pixel of dz that does not exist is a zero, which a halo's neighbouring NaN or infinity turns into NaN: such an x
 // may reach taps of its channel that a convolution by definition would not let it meet.

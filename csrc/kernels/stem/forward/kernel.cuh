@@ -7,8 +7,8 @@
 //
 // Every block loops over tiles of 8 x 16 outputs. Warpgroup 0 keeps a ring of halos full (kernels/stem/image.cuh). Two
 // consumer warpgroups take every other tile each, so that one can multiply while the other is in its epilogue, which is
-// conv1x1's. Operand A, the im2col matrix, goes from the halo through ldmatrix into registers, where the eighth tap,
-// a pixel that may be NaN, is made zero; operand B, the filters, stays in shared memory.
+// conv1x1's. Operand A, the im2col matrix, goes from the halo through ldmatrix into registers, where the eighth tap, a
+// pixel that may be NaN, is made zero; operand B, the filters, stays in shared memory.
 #pragma once
 #include "kernels/conv1x1/forward/epilogue.cuh"
 #include "kernels/stem/forward/plan.cuh"
